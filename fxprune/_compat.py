@@ -1,0 +1,41 @@
+"""Every use of torch that is not plainly public API, in one place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["DispatchMode", "OpOverload", "is_mutable", "is_view", "no_attention_fastpath", "op_name"]
+
+DispatchMode = TorchDispatchMode
+
+
+def op_name(func: Any) -> str:
+    """Return the operator's name without its overload, such as ``aten::add``."""
+    return str(func.name()).partition(".")[0]
+
+
+def is_mutable(func: Any) -> bool:
+    """Return whether the operator writes to one of its arguments."""
+    return bool(func._schema.is_mutable)
+
+
+def is_view(func: Any) -> bool:
+    """Return whether the operator's result is a view of an argument."""
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+
+
+@contextlib.contextmanager
+def no_attention_fastpath() -> Iterator[None]:
+    """Keep ``nn.MultiheadAttention`` from taking its fused path, which hides its projections."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,1 @@
+"""The analysis: channel ids pushed through the captured graph, resolved into groups."""

@@ -1,0 +1,251 @@
+"""Analyse a captured model: run it once on meta tensors, resolve the ties, return the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.grouping import Grouping, group_units
+from fxprune.analysis.ids import Ids, IdSpace
+from fxprune.analysis.interpret import GraphTrace, fetch, interpret
+from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, NormGate, Plan
+from fxprune.analysis.tracker import Tracker
+from fxprune.rules import Registry, registry
+
+__all__ = ["Analysis", "analyse", "named_tensors"]
+
+
+class Analysis:
+    """One analysis of one model; the pieces that later questions need (the dependency graph) stay available.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Holds parameters, buffers and leaf modules.
+    graphs : mapping of str to fx.Graph
+        The captured graph of each mode.
+    rules : Registry
+    unknown : {"freeze", "error"}
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graphs: Mapping[str, fx.Graph],
+        rules: Registry = registry,
+        unknown: str = "freeze",
+    ) -> None:
+        self.root = root
+        self.graphs = graphs
+        self.space = IdSpace()
+        self._tracker = Tracker(self.space, rules, unknown)
+        self._names = named_tensors(root)
+
+    def run(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], ignored: Callable[[str], str | None]
+    ) -> Plan:
+        """Walk every graph on inputs of these shapes and return the plan.
+
+        Parameters
+        ----------
+        args, kwargs
+            Example inputs.
+        ignored : callable
+            Given a parameter's name, the reason why its output width must stay, or None.
+
+        Raises
+        ------
+        InputError
+            If a graph does not run on these inputs.
+        """
+        traces = {
+            mode: interpret(self.root, graph, self._tracker, args, kwargs, self._names)
+            for mode, graph in self.graphs.items()
+        }
+        if any(self._redirect(mode, trace) for mode, trace in traces.items()):
+            return type(self)(self.root, self.graphs, self._tracker.rules, self._tracker.unknown).run(
+                args, kwargs, ignored
+            )
+        for trace in traces.values():
+            for ids in trace.outputs:
+                for axis in ids:
+                    self.space.freeze(axis, "it is an output of the model")
+        self._freeze_ignored(ignored)
+        for mode, trace in traces.items():
+            self._freeze_ungatable(self.graphs[mode], trace)
+        grouping = group_units(self.space, self._unused())
+        return self._plan(traces, grouping)
+
+    # -- before resolving ----------------------------------------------------------------------------------
+    def _redirect(self, mode: str, trace: GraphTrace) -> bool:
+        """Let readers of a value that was changed in place read what the writer returned; say if any did."""
+        graph = self.graphs[mode]
+        nodes = {node.name: node for node in graph.nodes}
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        changed = False
+        for value, writer in trace.redirects:
+            old, new = nodes[value], nodes[writer]
+            for user in list(old.users):
+                if order[user] > order[new]:
+                    user.replace_input_with(old, new)
+                    changed = True
+        return changed
+
+    def _freeze_ignored(self, ignored: Callable[[str], str | None]) -> None:
+        inputs = self.space.input_mask()
+        for owner, ids in self.space.runs():
+            reason = None if owner.kind == "node" else ignored(owner.name)
+            if reason is not None:
+                self.space.freeze(ids[~inputs[ids]], reason)
+
+    def _freeze_ungatable(self, graph: fx.Graph, trace: GraphTrace) -> None:
+        """Freeze ids that are summed over but are not on the axes of the value that would be gated."""
+        for consumer, source, ids in trace.contractions:
+            values = trace.values.get(source, ())
+            if len(values) != 1:
+                self.space.freeze(ids, f"{consumer} sums over it and reads several tensors at once")
+                continue
+            on_axes = [self.space.find(self.space.atoms(axis)) for axis in values[0][1] if axis is not None]
+            needed = self.space.atoms(ids)
+            there = np.isin(self.space.find(needed), np.concatenate(on_axes)) if on_axes else needed < 0
+            self.space.freeze(needed[~there], f"{consumer} sums over it where no gate can stand")
+        nodes = {node.name: node for node in graph.nodes}
+        for name, source, dims in trace.norms:
+            axes = trace.values[source][0][1]
+            with_ids = [d for d in dims if axes[d] is not None]
+            keep = max(with_ids, key=lambda d: len(axes[d]) if axes[d] is not None else 0)  # type: ignore[arg-type]
+            for d in with_ids:
+                if d != keep or not self._is_layer_norm(nodes[name]):
+                    self.space.freeze(axes[d], f"{name} normalises over it and is not a plain LayerNorm")
+
+    def _is_layer_norm(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return type(fetch(self.root, str(node.target))) is nn.LayerNorm
+        return node.op == "call_function" and node.target is F.layer_norm
+
+    def _unused(self) -> list[tuple[str, tuple[int, ...]]]:
+        touched = {owner.name for owner, _ in self.space.runs()}
+        return [
+            (name, tuple(p.shape))
+            for name, p in self.root.named_parameters()
+            if name not in touched and any(n != 1 for n in p.shape)
+        ]
+
+    # -- after resolving -----------------------------------------------------------------------------------
+    def _plan(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> Plan:
+        table = _RunTable(grouping)
+        main = traces["eval"]
+        macs = table.terms([(factor, runs) for factor, runs in main.terms])
+        shapes = {name: tuple(p.shape) for name, p in self.root.named_parameters()}
+        params = table.terms([_parameter_term(name, shape, grouping.axes) for name, shape in shapes.items()])
+        graphs = {
+            mode: GraphPlan(trace, *self._gates(self.graphs[mode], trace, grouping))
+            for mode, trace in traces.items()
+        }
+        return Plan(
+            groups=grouping.groups,
+            frozen=grouping.frozen,
+            units=grouping.resolution.units,
+            axes=grouping.axes,
+            graphs=graphs,
+            runs=tuple(table.runs),
+            macs=macs,
+            params=params,
+            shapes=shapes,
+        )
+
+    def _gates(
+        self, graph: fx.Graph, trace: GraphTrace, grouping: Grouping
+    ) -> tuple[tuple[GateSite, ...], tuple[NormGate, ...]]:
+        units, none = grouping.resolution.units, grouping.resolution.n_units
+        wanted: dict[tuple[str, int], dict[str, None]] = {}
+        for consumer, source, ids in trace.contractions:
+            summed = np.unique(units[ids])
+            for dim, axis in enumerate(trace.values[source][0][1] if source in trace.values else ()):
+                mine = np.zeros(0) if axis is None else np.unique(units[axis])
+                shared = np.intersect1d(mine, summed)
+                if (shared != none).any():
+                    wanted.setdefault((source, dim), {})[consumer] = None
+        order = {node.name: i for i, node in enumerate(graph.nodes)}
+        sites = [GateSite(source, dim, tuple(consumers)) for (source, dim), consumers in wanted.items()]
+        sites.sort(key=lambda site: (order[site.source], site.dim))
+        norms = []
+        for node, source, dims in trace.norms:
+            shape, axes = trace.values[source][0]
+            for d in dims:
+                axis = axes[d]
+                if axis is not None and (units[axis] != none).any():
+                    norms.append(NormGate(node, source, d - len(shape)))
+        return tuple(sites), tuple(norms)
+
+
+class _RunTable:
+    """Gives every distinct run of ids one number; runs without units become plain factors."""
+
+    def __init__(self, grouping: Grouping) -> None:
+        self._units = grouping.resolution.units
+        self._none = grouping.resolution.n_units
+        self._numbers: dict[bytes, int | None] = {}
+        self.runs: list[Ids] = []
+
+    def _number(self, ids: Ids) -> int | None:
+        rows = self._units[ids]
+        key = rows.tobytes()
+        if key not in self._numbers:
+            free = bool((rows != self._none).any())
+            self._numbers[key] = len(self.runs) if free else None
+            if free:
+                self.runs.append(ids)
+        return self._numbers[key]
+
+    def terms(self, terms: Sequence[tuple[int, tuple[Ids, ...]]]) -> CostTerms:
+        total: dict[tuple[int, ...], int] = {}
+        for factor, runs in terms:
+            numbers = []
+            for ids in runs:
+                number = self._number(ids)
+                if number is None:
+                    factor *= len(ids)  # noqa: PLW2901 - a run without units is a constant
+                else:
+                    numbers.append(number)
+            key = tuple(sorted(numbers))
+            total[key] = total.get(key, 0) + factor
+        return CostTerms(tuple(total.values()), tuple(total))
+
+
+def _parameter_term(
+    name: str, shape: tuple[int, ...], axes: Mapping[tuple[str, int], Ids]
+) -> tuple[int, tuple[Ids, ...]]:
+    runs = tuple(axes[name, d] for d in range(len(shape)) if (name, d) in axes)
+    fixed = math.prod(n for d, n in enumerate(shape) if (name, d) not in axes)
+    return fixed, runs
+
+
+def named_tensors(root: nn.Module) -> dict[int, tuple[str, str]]:
+    """Return ``id(tensor)`` of every parameter and buffer to its first name and kind."""
+    found: dict[int, tuple[str, str]] = {}
+    stores: list[tuple[str, list[tuple[str, Tensor]]]] = [
+        ("parameter", list(root.named_parameters())),
+        ("buffer", list(root.named_buffers())),
+    ]
+    for kind, tensors in stores:
+        for name, tensor in tensors:
+            found.setdefault(id(tensor), (name, kind))
+    return found
+
+
+def analyse(
+    root: nn.Module,
+    graphs: Mapping[str, fx.Graph],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    ignored: Callable[[str], str | None] = lambda name: None,
+) -> tuple[Analysis, Plan]:
+    """Analyse a captured model; see `Analysis`."""
+    analysis = Analysis(root, graphs)
+    return analysis, analysis.run(args, kwargs, ignored)

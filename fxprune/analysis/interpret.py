@@ -1,0 +1,294 @@
+"""Walk a captured graph node by node under the tracker, and keep what each node's value looked like."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune._compat import no_attention_fastpath
+from fxprune.analysis.axes import TensorIds
+from fxprune.analysis.op import flat_tensors
+from fxprune.analysis.tracker import Contraction, MacsTerm, NormSite, Tracker
+from fxprune.errors import FxpruneError, InputError
+
+__all__ = ["GraphTrace", "describe_node", "fetch", "interpret"]
+
+NodeIds = tuple[tuple[tuple[int, ...], TensorIds], ...]
+
+
+@dataclass(slots=True)
+class GraphTrace:
+    """What one walk over a graph saw.
+
+    Attributes
+    ----------
+    values : dict[str, NodeIds]
+        By node name: shape and ids of every tensor in its value (several for split), for nodes that carry ids.
+    sizes : dict[str, tuple[str, int]]
+        Nodes whose value is the width of one axis: the tensor's node and the axis.
+    arguments : dict[str, tuple]
+        Positional arguments of nodes that carry ids, integers as they were (tensors replaced by None).
+    redirects : list[tuple[str, str]]
+        ``(value, writer)``: `writer` changed `value` in place; later readers of `value` see what `writer` returned.
+    outputs : list of TensorIds
+        Ids of the tensors the model returns.
+    contractions, norms, terms
+        What the operators recorded, see `fxprune.analysis.tracker`.
+    """
+
+    values: dict[str, NodeIds] = field(default_factory=dict)
+    sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    arguments: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    redirects: list[tuple[str, str]] = field(default_factory=list)
+    outputs: list[TensorIds] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    norms: list[NormSite] = field(default_factory=list)
+    terms: list[MacsTerm] = field(default_factory=list)
+
+
+def describe_node(node: fx.Node) -> str:
+    """Return how to name a node to the user: its target and, if known, the line of their forward."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    stack = node.meta.get("nn_module_stack")
+    inside = ""
+    if stack and node.op != "call_module":
+        path = list(stack.values())[-1][0] if stack else ""
+        inside = f" in {path}" if path else ""
+    line = node.meta.get("fxprune_source")
+    return f"{target}{inside}" + (f" ({line})" if line else "")
+
+
+def fetch(root: nn.Module, target: str) -> Any:
+    """Return the attribute of `root` that a dotted name leads to."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def interpret(
+    root: nn.Module,
+    graph: fx.Graph,
+    tracker: Tracker,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    names: Mapping[int, tuple[str, str]],
+) -> GraphTrace:
+    """Run a graph on meta tensors under `tracker`.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Holds the modules and tensors the graph names; read, never changed.
+    graph : fx.Graph
+    tracker : Tracker
+        Receives the ids, contractions and costs.
+    args, kwargs
+        Example inputs; only their shapes and dtypes matter.
+    names : mapping
+        ``id(tensor)`` of every parameter and buffer to (fully qualified name, kind).
+
+    Raises
+    ------
+    InputError
+        If the graph does not run on inputs of these shapes; names the node and the shapes it saw.
+    """
+    return _Walk(root, graph, tracker, names).run(args, kwargs)
+
+
+class _Walk:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, tracker: Tracker, names: Mapping[int, tuple[str, str]]
+    ) -> None:
+        self.root = root
+        self.graph = graph
+        self.tracker = tracker
+        self.names = names
+        self.env: dict[fx.Node, Any] = {}
+        self.clones: dict[int, nn.Module] = {}
+        self.trace = GraphTrace()
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GraphTrace:
+        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        values = _bind(placeholders, self._meta(tuple(args)), self._meta(dict(kwargs)))
+        tracker, trace = self.tracker, self.trace
+        tracker.contractions, tracker.norms, tracker.terms = trace.contractions, trace.norms, trace.terms
+        with torch.no_grad(), no_attention_fastpath(), tracker:
+            for node in self.graph.nodes:
+                self._step(node, values)
+        return trace
+
+    def _meta(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        if isinstance(value, (list, tuple)):
+            return tuple(self._meta(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self._meta(v) for k, v in value.items()}
+        return value
+
+    def _step(self, node: fx.Node, values: Mapping[str, Any]) -> None:
+        tracker = self.tracker
+        tracker.node, tracker.where = node.name, describe_node(node)
+        tracker.inputs = {
+            id(t): source.name for source in node.all_input_nodes for t in flat_tensors(self.env[source])
+        }
+        tracker.opaque = not _is_torch(self.root, node)
+        tracker.mutated.clear()
+        try:
+            value = self._value(node, values)
+        except FxpruneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the model's own code raises is the user's to read
+            raise self._failed(node, error) from error
+        mutated = list(tracker.mutated)
+        tracker.finish_node(value)
+        self.env[node] = value
+        self._remember(node, value, mutated)
+
+    def _value(self, node: fx.Node, values: Mapping[str, Any]) -> Any:
+        if node.op == "placeholder":
+            return values[node.name]
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        args = fx.map_arg(node.args, self.env.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, self.env.__getitem__)
+        if node.op == "call_module":
+            return self._clone(fetch(self.root, str(node.target)))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "call_function":
+            target: Callable[..., Any] = node.target  # type: ignore[assignment]
+            return target(*args, **kwargs)
+        self.trace.outputs = [self.tracker.record(t).ids for t in flat_tensors(args[0])]
+        return args[0]
+
+    def _attribute(self, target: str) -> Any:
+        value = fetch(self.root, target)
+        return self._twin(value) if isinstance(value, Tensor) else value
+
+    def _twin(self, tensor: Tensor) -> Tensor:
+        name, kind = self.names.get(id(tensor), ("", "node"))
+        return self.tracker.to_meta(tensor, name, kind)
+
+    def _clone(self, module: nn.Module) -> nn.Module:
+        """Return a shallow copy of a leaf module with meta parameters, in evaluation mode."""
+        known = self.clones.get(id(module))
+        if known is not None:
+            return known
+        clone: nn.Module = module.__class__.__new__(module.__class__)
+        self.clones[id(module)] = clone
+        clone.__dict__.update(module.__dict__)
+        state = clone.__dict__
+        state["training"] = False
+        for store in ("_parameters", "_buffers"):
+            state[store] = {
+                k: None if t is None else self._twin(t) for k, t in getattr(module, store).items()
+            }
+        state["_modules"] = {
+            k: None if m is None else self._clone(m) for k, m in module._modules.items()
+        }
+        for key, held in list(state.items()):
+            if isinstance(held, list) and held and all(isinstance(t, Tensor) for t in held):
+                state[key] = [self._twin(t) for t in held]
+        return clone
+
+    def _failed(self, node: fx.Node, error: Exception) -> InputError:
+        shapes = ", ".join(
+            str(tuple(t.shape)) for source in node.all_input_nodes for t in flat_tensors(self.env.get(source))
+        )
+        return InputError(
+            f"the model does not run on these example inputs: {type(error).__name__}: {error}",
+            where=describe_node(node),
+            seen=f"inputs of that node: {shapes or 'none'}",
+            hint="pass example_inputs of the shape the model is used with",
+        )
+
+    def _remember(self, node: fx.Node, value: Any, mutated: list[Tensor]) -> None:
+        tensors = flat_tensors(value)
+        records = [self.tracker.record(t) for t in tensors]
+        if any(axis is not None for r in records for axis in r.ids):
+            self.trace.values[node.name] = tuple((tuple(r.tensor.shape), r.ids) for r in records)
+            self.trace.arguments[node.name] = fx.map_arg(node.args, self._plain)
+        self._remember_size(node, value)
+        if node.op not in ("placeholder", "output", "get_attr"):
+            changed = {id(t) for t in mutated}
+            for source in node.all_input_nodes:
+                old = self.env[source]
+                if isinstance(old, Tensor) and old is value and id(old) in changed:
+                    self.trace.redirects.append((source.name, node.name))
+
+    def _plain(self, node: fx.Node) -> Any:
+        value = self.env[node]
+        return None if flat_tensors(value) else value
+
+    def _remember_size(self, node: fx.Node, value: Any) -> None:
+        """Note nodes such as ``x.size(1)`` and ``x.shape[1]``."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            return
+        index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if not isinstance(index, int):
+            return
+        if node.op == "call_method" and node.target == "size":
+            holder: Any = source
+        elif getattr(node.target, "__name__", "") == "getitem" and _gives_shape(source):
+            holder = source.args[0]
+        else:
+            return
+        tensor = self.env.get(holder) if isinstance(holder, fx.Node) else None
+        if isinstance(tensor, Tensor) and tensor.dim():
+            self.trace.sizes[node.name] = (holder.name, index % tensor.dim())
+
+
+def _gives_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1
+    return getattr(node.target, "__name__", "") == "getattr" and node.args[1] == "shape"
+
+
+def _bind(nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    missing = object
+    for node, given in itertools.zip_longest(nodes, args, fillvalue=missing):
+        if node is missing:
+            raise InputError(
+                f"the model takes {len(nodes)} inputs, {len(args)} were given",
+                hint="pass example_inputs as a tensor, a tuple of positional or a dict of keyword arguments",
+            )
+        name = str(node.target).lstrip("*")
+        if given is not missing:
+            values[node.name] = given
+        elif name in kwargs:
+            values[node.name] = kwargs[name]
+        elif node.args:
+            values[node.name] = node.args[0]
+        else:
+            raise InputError(
+                f"no example input for the argument {name!r} of the model's forward",
+                hint="pass example_inputs as a tensor, a tuple of positional or a dict of keyword arguments",
+            )
+    unknown = set(kwargs) - {str(n.target).lstrip("*") for n in nodes}
+    if unknown:
+        raise InputError(
+            f"the model's forward has no argument {sorted(unknown)[0]!r}",
+            seen=", ".join(str(n.target) for n in nodes),
+        )
+    return values
+
+
+def _is_torch(root: nn.Module, node: fx.Node) -> bool:
+    """Return whether the code a node runs is torch's own, which takes its sizes from its inputs."""
+    if node.op == "call_function":
+        module = getattr(node.target, "__module__", "") or ""
+        return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "torchvision", "")
+    if node.op == "call_module":
+        return type(fetch(root, str(node.target))).__module__.partition(".")[0] in ("torch", "torchvision")
+    return True

@@ -1,0 +1,178 @@
+"""The result of the analysis, as plain data: groups, frozen axes, where gates go, what everything costs.
+
+Nothing here refers to graph nodes or modules, only to their names, so that a plan survives deepcopy and pickling and fits every
+graph that was captured from the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.analysis.ids import Ids
+from fxprune.analysis.interpret import GraphTrace
+
+__all__ = ["ChannelGroup", "CostTerms", "FrozenAxis", "GateSite", "GraphPlan", "Member", "NormGate", "Plan"]
+
+GroupKind = Literal["channel", "head", "head_dim", "branch"]
+Keep = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """One axis of one parameter (or buffer): its fully qualified name and dimension."""
+
+    fqn: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.fqn}[{self.dim}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """A family of units with the same member axes: what a keep-mask decides on.
+
+    Attributes
+    ----------
+    name : str
+        Path of the module that makes the channels.
+    kind : {"channel", "head", "head_dim", "branch"}
+    size : int
+        Number of units, each kept or removed as a whole.
+    members : tuple[Member, ...]
+        The parameter axes that a removed unit takes positions from.
+    """
+
+    name: str
+    kind: GroupKind
+    size: int
+    members: tuple[Member, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size} {self.kind} units, {len(self.members)} axes)"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenAxis:
+    """A parameter axis with positions that may not be pruned.
+
+    Attributes
+    ----------
+    member : Member
+    reason : str
+        Why, in words.
+    count, size : int
+        How many of the axis' positions are frozen, of how many.
+    """
+
+    member: Member
+    reason: str
+    count: int
+    size: int
+
+    def __str__(self) -> str:
+        part = "" if self.count == self.size else f" ({self.count} of {self.size})"
+        return f"{self.member}{part}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateSite:
+    """A gate on the edges from one node to the consumers that sum over the gated axis."""
+
+    source: str
+    dim: int
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NormGate:
+    """A norm whose statistics run over a prunable axis (`dim`, negative)."""
+
+    node: str
+    source: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """What one captured graph needs: its gates and the ids of its values."""
+
+    trace: GraphTrace
+    gates: tuple[GateSite, ...]
+    norms: tuple[NormGate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerms:
+    """A sum of products of counts: ``sum over terms of factor * product over runs of kept(run)``.
+
+    Attributes
+    ----------
+    factors : tuple[int, ...]
+    runs : tuple[tuple[int, ...], ...]
+        For each term, indices into `Plan.runs`.
+    """
+
+    factors: tuple[int, ...]
+    runs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the analysis found.
+
+    Attributes
+    ----------
+    groups : tuple[ChannelGroup, ...]
+        Their units are numbered one group after the other.
+    frozen : tuple[FrozenAxis, ...]
+    units : int array, shape (n_ids, k)
+        Units that each id needs, padded with the number of units.
+    axes : mapping
+        ``(fqn, dim)`` of every parameter and buffer axis that carries ids, to these.
+    graphs : mapping
+        Mode (``"eval"``, ``"train"``, or only ``"eval"`` when both are one graph) to its plan.
+    runs : tuple of int arrays
+        The distinct runs of ids that costs are counted over.
+    macs, params : CostTerms
+    shapes : mapping
+        Shape of every parameter.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[FrozenAxis, ...]
+    units: Ids
+    axes: Mapping[tuple[str, int], Ids]
+    graphs: Mapping[str, GraphPlan]
+    runs: tuple[Ids, ...]
+    macs: CostTerms
+    params: CostTerms
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def n_units(self) -> int:
+        """Number of units of all groups."""
+        return sum(group.size for group in self.groups)
+
+    def group_slices(self) -> dict[str, slice]:
+        """Return for each group the range of its units."""
+        slices, start = {}, 0
+        for group in self.groups:
+            slices[group.name] = slice(start, start + group.size)
+            start += group.size
+        return slices
+
+    def kept(self, ids: Ids, keep: Keep) -> Keep:
+        """Return which positions of a run of ids a keep-vector (one bool per unit) keeps."""
+        full = np.append(keep, True)
+        kept: Keep = full[self.units[ids]].all(axis=-1)
+        return kept
+
+    def prunable(self, ids: Ids | None) -> bool:
+        """Return whether any position of a run of ids can be removed."""
+        return ids is not None and bool((self.units[ids] != self.n_units).any())

@@ -1,0 +1,268 @@
+"""The dispatch mode that pushes channel ids below torch functions, one executed operator at a time.
+
+The model runs on meta tensors (shapes without data). Parameters and floating-point buffers get fresh ids on every axis when they
+are first used; each operator's rule then says what its result carries. Small constants (index tables, aranges)
+keep their real value beside the meta tensor, so that a table look-up can be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune._compat import DispatchMode, is_mutable, is_view, op_name
+from fxprune.analysis.axes import TensorIds, none_ids
+from fxprune.analysis.ids import Ids, IdSpace, Owner
+from fxprune.analysis.op import Op, TensorRecord, flat_tensors
+from fxprune.errors import UnsupportedOpError
+from fxprune.rules import Registry
+from fxprune.rules.pointwise import pointwise
+
+__all__ = ["Contraction", "MacsTerm", "NormSite", "Tracker"]
+
+_CONST_LIMIT = 1 << 20
+_FACTORIES = {
+    f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "linspace", "scalar_tensor", "eye")
+}
+_META = torch.device("meta")
+
+Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
+NormSite = tuple[str, str, tuple[int, ...]]  # norm node, its input node, normalised axes
+MacsTerm = tuple[int, tuple[Ids, ...]]  # constant factor, runs of ids whose kept counts multiply it
+
+
+class Tracker(DispatchMode):
+    """Runs operators on meta tensors and keeps the ids of every tensor.
+
+    Parameters
+    ----------
+    space : IdSpace
+        Shared by all graphs of one model.
+    rules : Registry
+        Operator rules.
+    unknown : {"freeze", "error"}
+        What to do with an operator that has no rule.
+
+    Attributes
+    ----------
+    node, where : str
+        The graph node being executed, and how to name it to the user; set by the interpreter.
+    inputs : dict[int, str]
+        Graph-level values that the current node reads: ``id(tensor)`` to node name.
+    contractions, norms, terms
+        What was recorded, see the type aliases of this module.
+    """
+
+    def __init__(self, space: IdSpace, rules: Registry, unknown: str = "freeze") -> None:
+        super().__init__()
+        self.space = space
+        self.node = ""
+        self.where = ""
+        self.inputs: dict[int, str] = {}
+        self.opaque = False
+        self.mutated: list[Tensor] = []
+        self.contractions: list[Contraction] = []
+        self.norms: list[NormSite] = []
+        self.terms: list[MacsTerm] = []
+        self.rules = rules
+        self.unknown = unknown
+        self._records: dict[int, TensorRecord] = {}
+        self._stored: dict[int, tuple[Owner, Tensor, Tensor]] = {}
+        self._meta_of: dict[int, tuple[Tensor, Tensor]] = {}
+
+    # -- tensors -----------------------------------------------------------------------------------------
+    def to_meta(self, real: Tensor, name: str = "", kind: str = "node") -> Tensor:
+        """Return the meta twin of a real tensor; the same tensor gives the same twin, so ties are kept.
+
+        Parameters
+        ----------
+        real : Tensor
+        name : str
+            Its fully qualified name in the model; empty for a constant.
+        kind : {"parameter", "buffer", "node"}
+            A node's constant and an integer buffer carry no ids.
+        """
+        if id(real) in self._meta_of:
+            return self._meta_of[id(real)][1]
+        twin = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
+        self._records.pop(id(twin), None)  # made under this very mode, it was recorded as a plain result
+        self._meta_of[id(real)] = (real, twin)
+        if kind != "node" and real.dtype.is_floating_point:
+            self._stored[id(twin)] = (Owner(name, 0, kind), twin, real)
+        else:
+            known = real.detach() if real.numel() <= _CONST_LIMIT and real.device != _META else None
+            self._records[id(twin)] = TensorRecord(twin, none_ids(twin.dim()), twin, known, True)
+        return twin
+
+    def record(self, tensor: Tensor) -> TensorRecord:
+        """Return what is known of a tensor."""
+        found = self._records.get(id(tensor))
+        if found is not None:
+            return found
+        stored = self._stored.get(id(tensor))
+        if stored is None:
+            made = TensorRecord(tensor, none_ids(tensor.dim()), tensor)
+        else:
+            owner = stored[0]
+            ids: TensorIds = tuple(
+                None if width == 1 else self.space.fresh(width, Owner(owner.name, dim, owner.kind))
+                for dim, width in enumerate(tensor.shape)
+            )
+            made = TensorRecord(tensor, ids, tensor, static=True)
+        self._records[id(tensor)] = made
+        return made
+
+    def finish_node(self, value: Any) -> None:
+        """Make the tensors in a node's value graph-level values."""
+        for tensor in flat_tensors(value):
+            self.record(tensor).root = tensor
+
+    # -- what rules record ---------------------------------------------------------------------------------
+    def add_contraction(self, record: TensorRecord, ids: Ids) -> None:
+        """See `Op.contract`."""
+        source = self.inputs.get(id(record.root))
+        if source is None:
+            self.space.freeze(ids, f"{self.where} sums over it inside one opaque module or function")
+        else:
+            self.contractions.append((self.node, source, ids))
+
+    def add_norm(self, record: TensorRecord, dims: tuple[int, ...]) -> None:
+        """See `Op.normalise`."""
+        source = self.inputs.get(id(record.tensor))
+        if source is None or record.root is not record.tensor:
+            for d in dims:
+                self.space.freeze(
+                    record.ids[d], f"{self.where} normalises over it inside one opaque module or function"
+                )
+        else:
+            self.norms.append((self.node, source, dims))
+
+    def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None:
+        """See `Op.macs`."""
+        self.terms.append((factor, runs))
+
+    # -- dispatch ------------------------------------------------------------------------------------------
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = flat_tensors([args, kwargs])
+        if any(t.device != _META for t in tensors):
+            args, kwargs = self._twins(args), self._twins(kwargs)
+            tensors = flat_tensors([args, kwargs])
+        name = op_name(func)
+        consts = self._constant_inputs(func, tensors)
+        if name == "aten::_local_scalar_dense" and consts:
+            return consts[id(tensors[0])].item()
+        out = func(*args, **kwargs)
+        results = flat_tensors(out)
+        if any(t.device != _META for t in results):
+            out = self._twins(out)
+            results = flat_tensors(out)
+        if is_mutable(func) and tensors:
+            self.record(tensors[0]).const = None
+            self.mutated.append(tensors[0])
+        static = bool(tensors) and all(self.record(t).static for t in tensors)
+        self._apply(func, name, args, kwargs, out, tensors)
+        self._propagate(func, name, args, kwargs, results, consts, static)
+        return out
+
+    def _twins(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if value.device == _META else self.to_meta(value)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._twins(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self._twins(v) for k, v in value.items()}
+        return value
+
+    def _constant_inputs(self, func: Any, tensors: list[Tensor]) -> dict[int, Tensor] | None:
+        """Return the real values of all arguments, or None when one is unknown or the operator writes."""
+        if is_mutable(func) or not tensors:
+            return None
+        values: dict[int, Tensor] = {}
+        for tensor in tensors:
+            known = self.record(tensor).const
+            if known is None:
+                return None
+            values[id(tensor)] = known
+        return values
+
+    def _propagate(
+        self,
+        func: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: list[Tensor],
+        consts: dict[int, Tensor] | None,
+        static: bool,
+    ) -> None:
+        """Carry the real value and the static flag over to the results."""
+        for tensor in results:
+            self.record(tensor).static |= static
+        small = len(results) == 1 and results[0].numel() <= _CONST_LIMIT
+        if not small or (consts is None and name not in _FACTORIES):
+            return
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": "cpu"}
+        real = func(*_replace(args, consts or {}), **_replace(kwargs, consts or {}))
+        record = self.record(results[0])
+        record.const, record.static = real, True
+
+    def _apply(
+        self,
+        func: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        tensors: list[Tensor],
+    ) -> None:
+        if all(axis is None for t in tensors for axis in self.record(t).ids) and not _counts(name):
+            return
+        op = Op(self, name, args, kwargs, out, self.where)
+        found = self.rules.find(name)
+        if found is None and torch.Tag.pointwise in func.tags:
+            found = pointwise
+        if found is None:
+            self._no_rule(op, tensors)
+            return
+        if self.opaque and is_view(func):
+            self._freeze_moved(op, tensors)
+        found(op)
+
+    def _freeze_moved(self, op: Op, tensors: list[Tensor]) -> None:
+        """Sizes written inside a function that is not torch's own cannot be rewritten."""
+        for tensor in tensors:
+            op.freeze(op.ids(tensor), f"{op.where} is not one of torch's own and reshapes it")
+
+    def _no_rule(self, op: Op, tensors: list[Tensor]) -> None:
+        if self.unknown == "error":
+            raise UnsupportedOpError(
+                f"operator {op.name} has no rule",
+                where=op.where,
+                seen=", ".join(str(tuple(t.shape)) for t in tensors),
+                hint='register a rule (see CONTRIBUTING.md), or pass unknown="freeze"',
+            )
+        for tensor in tensors:
+            op.freeze(op.ids(tensor), f"{op.where} uses {op.name}, for which there is no rule")
+        op.set_none()
+
+
+def _counts(name: str) -> bool:
+    """Return whether an operator matters even when no argument carries ids: its MACs are counted."""
+    return name in ("aten::convolution", "aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv")
+
+
+def _replace(value: Any, known: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return known.get(id(value), value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace(v, known) for v in value)
+    if isinstance(value, dict):
+        return {k: _replace(v, known) for k, v in value.items()}
+    return value

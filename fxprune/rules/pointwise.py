@@ -1,0 +1,86 @@
+"""Pointwise operators: a residual add, a squeeze-excite product, a layer scale, an activation.
+
+The operands broadcast against each other; where two of them carry ids on the same axis these are tied position by position.
+An operand that has the full width on an axis but no ids there is of fixed size, and so is then the result. An operand of width 1
+there says nothing. ATen tags these operators itself (``torch.Tag.pointwise``), so that none of them needs a row here.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxprune.analysis.axes import AxisIds, TensorIds
+from fxprune.analysis.op import Op, flat_tensors
+from fxprune.rules._registry import rule
+
+__all__ = ["broadcast_ids", "glu", "pointwise", "prelu", "same"]
+
+
+def broadcast_ids(op: Op, tensors: list[Tensor], ndim: int) -> TensorIds:
+    """Tie operands that broadcast against each other; return the ids of the result."""
+    result: list[AxisIds] = [None] * ndim
+    for d in range(1, ndim + 1):
+        wide = [t for t in tensors if t.dim() >= d and t.shape[-d] != 1]
+        if not wide:
+            continue
+        ids = op.ids(wide[0])[-d]
+        for other in wide[1:]:
+            ids = op.unify(ids, op.ids(other)[-d], other.shape[-d])
+        result[-d] = ids
+    return tuple(result)
+
+
+def pointwise(op: Op) -> None:
+    """Any operator that works on each element alone, with broadcasting."""
+    tensors = op.tensors()
+    for out in flat_tensors(op.out):
+        op.set(broadcast_ids(op, tensors, out.dim()), out)
+
+
+@rule(
+    "aten::native_dropout",
+    "aten::bernoulli",
+    "aten::rrelu_with_noise",
+    "aten::rand_like",
+    "aten::randn_like",
+    "aten::zeros_like",
+    "aten::ones_like",
+    "aten::empty_like",
+    "aten::full_like",
+    "aten::zero",
+    "aten::fill",
+    "aten::normal",
+    "aten::uniform",
+)
+def same(op: Op) -> None:
+    """Operators whose results have the shape, and so the ids, of their first argument."""
+    x = op.args[0]
+    for out in flat_tensors(op.out):
+        if out.shape == x.shape:
+            op.set(op.ids(x), out)
+
+
+@rule("aten::_prelu_kernel", "aten::prelu")
+def prelu(op: Op) -> None:
+    """PReLU: the slope has one value, or one per channel (axis 1)."""
+    x, slope = op.args
+    if slope.dim() == x.dim():
+        pointwise(op)
+        return
+    ids = list(op.ids(x))
+    if slope.numel() > 1:
+        axis = 1 if x.dim() > 1 else 0
+        ids[axis] = op.unify(ids[axis], op.ids(slope)[0], x.shape[axis])
+    op.set(tuple(ids))
+
+
+@rule("aten::glu")
+def glu(op: Op) -> None:
+    """Gated linear unit: one half of an axis times the sigmoid of the other half."""
+    x, dim = op.args[0], op.arg(1, "dim", -1)
+    ids = list(op.ids(x))
+    axis = ids[dim]
+    if axis is not None:
+        half = len(axis) // 2
+        ids[dim] = op.unify(axis[:half], axis[half:], half)
+    op.set(tuple(ids))

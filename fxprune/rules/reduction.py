@@ -1,0 +1,128 @@
+"""Operators that mix the positions of an axis: reductions, softmax, sorting, pooling, resampling.
+
+On the axes they do not touch, the ids pass. A sum over an axis that carries ids is a contraction: the gate before it makes it right.
+A mean, a maximum or a softmax over such an axis would change its value with the number of channels: frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fxprune.analysis.axes import AxisIds
+from fxprune.analysis.op import Op, flat_tensors
+from fxprune.rules._registry import rule
+from fxprune.rules.pointwise import pointwise
+
+__all__ = ["along", "embedding", "reduce", "resample"]
+
+
+def _dims(dims: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    if dims is None or (not isinstance(dims, int) and not len(dims)):
+        return tuple(range(ndim))
+    return tuple(d % ndim for d in ([dims] if isinstance(dims, int) else dims)) if ndim else ()
+
+
+@rule(
+    "aten::sum",
+    "aten::mean",
+    "aten::amax",
+    "aten::amin",
+    "aten::max",
+    "aten::min",
+    "aten::argmax",
+    "aten::argmin",
+    "aten::prod",
+    "aten::all",
+    "aten::any",
+    "aten::var",
+    "aten::std",
+    "aten::var_mean",
+    "aten::std_mean",
+    "aten::norm",
+    "aten::linalg_vector_norm",
+    "aten::logsumexp",
+    "aten::median",
+)
+def reduce(op: Op) -> None:
+    """Reduce over some axes, or over all."""
+    x = op.args[0]
+    if len(op.tensors()) == 2:  # max(a, b) and min(a, b)
+        pointwise(op)
+        return
+    position = 2 if op.name in ("aten::norm", "aten::linalg_vector_norm") else 1
+    dims = _dims(op.arg(position, "dim"), x.dim())
+    ids = op.ids(x)
+    if op.name == "aten::sum":
+        op.contract(x, dims)
+    else:
+        for d in dims:
+            op.freeze(ids[d], f"{op.where} takes a statistic ({op.name.removeprefix('aten::')}) over it")
+    for out in flat_tensors(op.out):
+        keep = out.dim() == x.dim()
+        op.set(tuple(None if d in dims else i for d, i in enumerate(ids) if keep or d not in dims), out)
+
+
+@rule(
+    "aten::softmax",
+    "aten::_softmax",
+    "aten::_safe_softmax",
+    "aten::log_softmax",
+    "aten::_log_softmax",
+    "aten::cumsum",
+    "aten::cumprod",
+    "aten::logcumsumexp",
+    "aten::sort",
+    "aten::argsort",
+)
+def along(op: Op) -> None:
+    """Mix the positions of one axis and keep its width."""
+    x = op.args[0]
+    (dim,) = _dims(op.arg(1, "dim", -1), x.dim()) or (0,)
+    ids = list(op.ids(x))
+    if ids:
+        op.freeze(ids[dim], f"{op.where} works along it ({op.name.removeprefix('aten::').strip('_')})")
+        ids[dim] = None
+    for out in flat_tensors(op.out):
+        op.set(tuple(ids), out)
+
+
+_ONE = (
+    "aten::max_pool1d aten::max_pool1d_with_indices aten::avg_pool1d aten::adaptive_avg_pool1d "
+    "aten::adaptive_max_pool1d aten::upsample_nearest1d aten::_upsample_nearest_exact1d aten::upsample_linear1d "
+    "aten::reflection_pad1d aten::replication_pad1d"
+).split()
+_TWO = (
+    "aten::max_pool2d aten::max_pool2d_with_indices aten::avg_pool2d aten::_adaptive_avg_pool2d "
+    "aten::adaptive_avg_pool2d aten::adaptive_max_pool2d aten::fractional_max_pool2d aten::upsample_nearest2d "
+    "aten::_upsample_nearest_exact2d aten::upsample_bilinear2d aten::_upsample_bilinear2d_aa aten::upsample_bicubic2d "
+    "aten::_upsample_bicubic2d_aa aten::reflection_pad2d aten::replication_pad2d aten::grid_sampler_2d"
+).split()
+_THREE = (
+    "aten::max_pool3d aten::max_pool3d_with_indices aten::avg_pool3d aten::_adaptive_avg_pool3d "
+    "aten::adaptive_avg_pool3d aten::adaptive_max_pool3d aten::upsample_nearest3d aten::_upsample_nearest_exact3d "
+    "aten::upsample_trilinear3d aten::reflection_pad3d aten::replication_pad3d aten::grid_sampler_3d"
+).split()
+_SPATIAL = {name: n for n, names in ((1, _ONE), (2, _TWO), (3, _THREE)) for name in names}
+
+
+@rule(*_SPATIAL)
+def resample(op: Op) -> None:
+    """Pooling, resampling and mirror padding: work inside each channel on the trailing axes."""
+    x: Tensor = op.args[0]
+    spatial = _SPATIAL[op.name]
+    for other in op.tensors():
+        op.freeze(op.ids(other)[-spatial:], f"{op.where} works on it as on pixels")
+    ids: tuple[AxisIds, ...] = (*op.ids(x)[:-spatial], *(None,) * spatial)
+    for out in flat_tensors(op.out):
+        op.set(ids, out)
+
+
+@rule("aten::embedding")
+def embedding(op: Op) -> None:
+    """Table look-up: rows are chosen by number, columns are channels."""
+    table, at = op.args[:2]
+    op.freeze(op.ids(table)[0], f"{op.where} looks rows up by number")
+    op.freeze(op.ids(at), f"{op.where} looks rows up by number")
+    op.set((*(None,) * at.dim(), op.ids(table)[1]))
