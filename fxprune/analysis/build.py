@@ -143,6 +143,7 @@ class Analysis:
         macs = table.terms([(factor, runs) for factor, runs in main.terms])
         shapes = {name: tuple(p.shape) for name, p in self.root.named_parameters()}
         params = table.terms([_parameter_term(name, shape, grouping.axes) for name, shape in shapes.items()])
+        shapes.update({name: tuple(b.shape) for name, b in self.root.named_buffers()})
         graphs = {
             mode: GraphPlan(trace, *self._gates(self.graphs[mode], trace, grouping))
             for mode, trace in traces.items()
@@ -157,6 +158,7 @@ class Analysis:
             macs=macs,
             params=params,
             shapes=shapes,
+            ties=tuple(self.space.ties),
         )
 
     def _gates(

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.analysis.ids import Ids
+from fxprune.analysis.ids import Ids, Tie
 from fxprune.analysis.interpret import GraphTrace
 
 __all__ = ["ChannelGroup", "CostTerms", "FrozenAxis", "GateSite", "GraphPlan", "Member", "NormGate", "Plan"]
@@ -141,7 +141,9 @@ class Plan:
         The distinct runs of ids that costs are counted over.
     macs, params : CostTerms
     shapes : mapping
-        Shape of every parameter.
+        Shape of every parameter and buffer.
+    ties : tuple[Tie, ...]
+        Which runs of ids were tied, and by what.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -153,6 +155,7 @@ class Plan:
     macs: CostTerms
     params: CostTerms
     shapes: Mapping[str, tuple[int, ...]]
+    ties: tuple[Tie, ...]
 
     @property
     def n_units(self) -> int:
@@ -176,3 +179,7 @@ class Plan:
     def prunable(self, ids: Ids | None) -> bool:
         """Return whether any position of a run of ids can be removed."""
         return ids is not None and bool((self.units[ids] != self.n_units).any())
+
+    def width(self, ids: Ids | None, full: int, keep: Keep) -> int:
+        """Return how many positions of an axis are kept; `full` is its width."""
+        return full if ids is None else int(self.kept(ids, keep).sum())

@@ -1,0 +1,55 @@
+"""Turn an fx graph into plain records and back, keeping node names (torch.fx itself pickles by tracing anew, which may rename)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+__all__ = ["Record", "graph_from_records", "graph_to_records"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ref:
+    """Stands for a node in a record's arguments."""
+
+    name: str
+
+
+Record = tuple[str, str, Any, Any, Any, dict[str, Any]]
+
+
+def graph_to_records(graph: fx.Graph) -> list[Record]:
+    """Return (name, op, target, args, kwargs, meta) of every node; meta holds the user's source line only."""
+    records = []
+    for node in graph.nodes:
+        meta = {k: v for k, v in node.meta.items() if k == "fxprune_source"}
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _Ref(n.name))
+        records.append((node.name, node.op, node.target, args, dict(kwargs), meta))
+    return records
+
+
+def graph_from_records(records: Sequence[Record]) -> fx.Graph:
+    """Return the graph that `graph_to_records` took apart."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for name, op, target, args, kwargs, meta in records:
+        node = graph.create_node(op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name)
+        node.meta.update(meta)
+        nodes[name] = node
+    return graph
+
+
+def _resolve(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, _Ref):
+        return nodes[value.name]
+    if isinstance(value, dict):
+        return {k: _resolve(v, nodes) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_resolve(v, nodes) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, slice):
+        return slice(*(_resolve(v, nodes) for v in (value.start, value.stop, value.step)))
+    return value

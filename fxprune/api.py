@@ -1,0 +1,193 @@
+"""`auto_gate`: from a model to its gated form."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune.analysis.build import Analysis
+from fxprune.analysis.plan import Plan
+from fxprune.capture import Captured, capture
+from fxprune.capture.guess import candidate_inputs
+from fxprune.errors import ConfigError, InputError
+from fxprune.gated import GatedModule
+from fxprune.inputs import ExampleInputs, normalize_inputs
+from fxprune.passes.insert_gates import GATES, InsertGates
+
+__all__ = ["Ignore", "auto_gate"]
+
+Ignore = str | re.Pattern[str] | type[nn.Module] | nn.Module
+
+
+def auto_gate(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, *, ignore: Sequence[Ignore] | Ignore = ()
+) -> GatedModule:
+    """Capture a model, find its groups of coupled channels, and put gates on all of them.
+
+    Parameters
+    ----------
+    model : nn.Module or torch.fx.GraphModule
+        Never changed; one deep copy is made.
+    example_inputs : Tensor, tuple of Tensor or dict of keyword arguments, optional
+        Only shapes and dtypes matter. Guessed from the first layer when left out. Costs are those of one forward at this shape.
+    ignore : sequence of str, re.Pattern, module type or module
+        What must keep its own output width: names of modules or parameters, patterns searched in these names, types, or modules of `model`.
+        The input side of an ignored layer still follows its producers.
+
+    Returns
+    -------
+    GatedModule
+        With all gates open it computes what `model` computes, in the mode `model` is in.
+
+    Raises
+    ------
+    ConfigError
+        If `model` is not a module, is on the meta device, or an entry of `ignore` matches nothing.
+    CaptureError
+        If the model cannot be captured as a graph; names the line of its forward.
+    InputError
+        If it does not run on the example inputs, or none could be guessed.
+
+    Examples
+    --------
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+    >>> gated = fxprune.auto_gate(net, torch.zeros(1, 3, 8, 8))
+    >>> [str(group) for group in gated.groups]
+    ['0 (8 channel units, 3 axes)']
+    """
+    _check_model(model)
+    ignored = _ignored(model, ignore)
+    private = _copy(model)
+    if example_inputs is None:
+        captured = capture(private)
+        plan = _analyse_guessing(captured, ignored)
+    else:
+        args, kwargs = normalize_inputs(example_inputs)
+        captured = capture(private, len(args), frozenset(kwargs))
+        plan = Analysis(captured.root, captured.graphs).run(args, kwargs, ignored)
+    return _gated(captured, plan)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            "The 'model' parameter of auto_gate must be a torch.nn.Module.",
+            seen=f"{model!r} of type {type(model).__name__}"[:200],
+            hint="build the model first: auto_gate(torchvision.models.resnet18())",
+        )
+    if isinstance(model, GatedModule):
+        raise ConfigError(
+            "The model given to auto_gate is gated already.",
+            hint="call compact() on it first to prune what is left once more",
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ConfigError(
+                "The model given to auto_gate is on the meta device: it has shapes but no values.",
+                where=name,
+                hint="build it on a real device, or call model.to_empty(device='cpu') and load its weights",
+            )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # noqa: BLE001 - a user's __deepcopy__ may raise anything
+        raise ConfigError(
+            f"{type(model).__name__} cannot be copied, and fxprune never works on the caller's own model: {error}",
+            hint="make copy.deepcopy(model) work; tensors with a gradient history are the usual cause",
+        ) from error
+
+
+def _ignored(model: nn.Module, ignore: Sequence[Ignore] | Ignore) -> Callable[[str], str | None]:
+    """Return a function from parameter names to the reason why they are ignored, or None."""
+    entries = [ignore] if isinstance(ignore, (str, re.Pattern, type, nn.Module)) else list(ignore)
+    modules = dict(model.named_modules())
+    names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
+    hit: set[str] = set()
+    for entry in entries:
+        found = [n for n in names if _matches(n, entry, modules)]
+        if not found:
+            raise ConfigError(
+                f"The entry {entry!r} of 'ignore' matches no module or parameter.",
+                seen=f"names such as {', '.join(names[:3])}",
+                hint="use a name from model.named_modules(), a compiled pattern, a module type or a module of the model",
+            )
+        hit.update(found)
+    return lambda name: "the caller asked to ignore it" if name in hit else None
+
+
+def _matches(name: str, entry: Ignore, modules: dict[str, nn.Module]) -> bool:
+    parts = name.split(".")
+    owners = [".".join(parts[:i]) for i in range(len(parts))]
+    if isinstance(entry, str):
+        return entry == name or entry in owners[1:]
+    if isinstance(entry, re.Pattern):
+        return entry.search(name) is not None
+    if isinstance(entry, type):
+        return any(isinstance(modules.get(o), entry) for o in owners[1:])
+    if isinstance(entry, nn.Module):
+        return any(modules.get(o) is entry for o in owners)
+    raise ConfigError(
+        "The 'ignore' parameter takes names, compiled patterns, module types and modules.",
+        seen=f"{entry!r} of type {type(entry).__name__}",
+    )
+
+
+def _analyse_guessing(captured: Captured, ignored: Callable[[str], str | None]) -> Plan:
+    failures = []
+    for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
+        try:
+            return Analysis(captured.root, captured.graphs).run((guess,), {}, ignored)
+        except InputError as error:
+            failures.append((tuple(guess.shape), error))
+    shapes = ", ".join(str(shape) for shape, _ in failures)
+    first = failures[0][1]
+    raise InputError(
+        "no guessed input shape fits this model",
+        where=first.where,
+        seen=f"tried {shapes}; the first failed with: {first.what}",
+        hint="pass example_inputs",
+    ) from first
+
+
+def _gated(captured: Captured, plan: Plan) -> GatedModule:
+    graphs: dict[str, fx.Graph] = {}
+    root: fx.GraphModule | None = None
+    for mode, graph in captured.graphs.items():
+        stage = fx.GraphModule(captured.root, graph)
+        stage.training = captured.root.training
+        if root is not None and hasattr(root, GATES):
+            stage.add_module(GATES, root.get_submodule(GATES))
+        InsertGates(plan, mode)(stage)
+        graphs[mode] = stage.graph
+        root = stage if root is None else _merge(root, stage)
+    if root is None:
+        raise InputError("nothing was captured")
+    return GatedModule(root, graphs, plan)
+
+
+def _merge(root: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:
+    """Give `root` the modules and tensors only `other` has."""
+    for path, module in other.named_modules():
+        parent, _, leaf = path.rpartition(".")
+        if path and not _has(root, path):
+            root.get_submodule(parent).add_module(leaf, module)
+    for name, parameter in other.named_parameters():
+        parent, _, leaf = name.rpartition(".")
+        if not hasattr(root.get_submodule(parent), leaf):
+            setattr(root.get_submodule(parent), leaf, parameter)
+    return root
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

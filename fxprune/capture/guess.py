@@ -1,0 +1,76 @@
+"""Guess example inputs when the user gives none: from the first layer that reads the model's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.interpret import fetch
+from fxprune.errors import InputError
+
+__all__ = ["candidate_inputs"]
+
+
+def candidate_inputs(root: nn.Module, graph: fx.Graph) -> Iterator[Tensor]:
+    """Yield inputs of likely shapes, most likely first; batch 1, on the meta device.
+
+    Raises
+    ------
+    InputError
+        If the model has several inputs or starts with a layer that tells nothing about its input.
+    """
+    placeholders = [n for n in graph.nodes if n.op == "placeholder" and not n.args]
+    if len(placeholders) != 1:
+        raise InputError(
+            f"cannot guess example inputs for a model with {len(placeholders)} inputs",
+            seen=", ".join(str(n.target) for n in placeholders),
+            hint="pass example_inputs: a tensor, a tuple or a dict of keyword arguments",
+        )
+    layer = _first_layer(root, placeholders[0])
+    dtype = next((p.dtype for p in root.parameters() if p.dtype.is_floating_point), torch.float32)
+    for shape in _shapes(layer):
+        if isinstance(layer, nn.Embedding):
+            yield torch.empty(shape, dtype=torch.long, device="meta")
+        else:
+            yield torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _first_layer(root: nn.Module, start: fx.Node) -> nn.Module | None:
+    seen, queue = {start}, [start]
+    while queue:
+        node = queue.pop(0)
+        for user in node.users:
+            if user.op == "call_module":
+                module = fetch(root, str(user.target))
+                if isinstance(module, _KNOWN):
+                    return module
+            if user not in seen:
+                seen.add(user)
+                queue.append(user)
+    return None
+
+
+_KNOWN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding, nn.LSTM, nn.GRU, nn.RNN)
+
+
+def _shapes(layer: nn.Module | None) -> list[tuple[int, ...]]:
+    if isinstance(layer, nn.Conv3d):
+        c = layer.in_channels
+        return [(1, c, 16, 112, 112), (1, c, 16, 224, 224), (1, c, 8, 32, 32)]
+    if isinstance(layer, nn.Conv2d):
+        c = layer.in_channels
+        return [(1, c, s, s) for s in (224, 299, 256, 64, 32, 28, 512)]
+    if isinstance(layer, nn.Conv1d):
+        return [(1, layer.in_channels, n) for n in (1024, 16000, 128)]
+    if isinstance(layer, nn.Linear):
+        return [(1, layer.in_features), (1, 16, layer.in_features)]
+    if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
+        return [(16, 1, layer.input_size), (1, 16, layer.input_size)]
+    if isinstance(layer, nn.Embedding):
+        return [(1, 16), (16,)]
+    raise InputError(
+        "cannot guess example inputs: no convolution, linear, recurrent or embedding layer reads the model's input",
+        hint="pass example_inputs: a tensor, a tuple or a dict of keyword arguments",
+    )

@@ -1,0 +1,147 @@
+"""Capture by torch.fx symbolic tracing, with the user's own modules kept as leaves.
+
+The forward is traced once in evaluation and once in training mode, because a traced ``if self.training:`` is baked in. Where both
+give the same graph (almost always) one is kept; otherwise both are, over one set of parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.errors import CaptureError
+
+__all__ = ["SymbolicTracer", "trace_modes"]
+
+_OWN = ("torch.", "fxprune.")
+
+
+class SymbolicTracer(fx.Tracer):
+    """Tracer that keeps torch's modules, and small ones that behave differently in training, as leaves.
+
+    Every node's ``meta["fxprune_source"]`` is the ``file:line`` of the user's forward that made it.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Keep torch's own modules whole, and StochasticDepth and its like, whose branch on `training` must live on."""
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
+        childless = next(m.children(), None) is None and next(m.parameters(), None) is None
+        code = getattr(type(m).forward, "__code__", None)
+        return childless and code is not None and "training" in code.co_names
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Create a node and note the user's line."""
+        node = super().create_node(*args, **kwargs)
+        line = _user_line(sys._getframe(1))
+        if line:
+            node.meta["fxprune_source"] = line
+        return node
+
+
+def _user_line(frame: FrameType | None) -> str:
+    """Return ``file:line`` of the innermost frame that is neither torch's nor ours."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(_OWN) and module != "torch":
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> dict[str, fx.Graph]:
+    """Trace a model in both modes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left in the modes it had.
+    given : int or None
+        Number of positional example inputs; None when they are not known.
+    names : frozenset of str
+        Names of keyword example inputs.
+
+    Returns
+    -------
+    dict
+        ``{"eval": graph}``, and ``"train"`` as well where its graph differs.
+
+    Raises
+    ------
+    CaptureError
+        If the forward cannot be traced; names the line of the user's code.
+    """
+    concrete = _defaults(model, given, names)
+    with _mode(model, training=False):
+        graphs = {"eval": _trace(model, concrete)}
+    with _mode(model, training=True):
+        train = _trace(model, concrete)
+    if _text(train) != _text(graphs["eval"]):
+        graphs["train"] = train
+    return graphs
+
+
+def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
+    try:
+        graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
+    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything while it is traced
+        raise _failure(model, error) from error
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and node.name.split("_1")[0] in concrete and not node.users:
+            graph.erase_node(node)
+    return graph
+
+
+def _defaults(model: nn.Module, given: int | None, names: frozenset[str]) -> dict[str, Any]:
+    """Return the arguments of forward that have a default and are not among the example inputs."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return {}
+    concrete = {}
+    for position, parameter in enumerate(parameters):
+        plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        passed = parameter.name in names or (given is not None and position < given)
+        if plain and not passed and parameter.default is not parameter.empty:
+            concrete[parameter.name] = parameter.default
+    return concrete
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def _text(graph: fx.Graph) -> str:
+    return re.sub(r"_tensor_constant\d+", "_tensor_constant", str(graph))
+
+
+def _failure(model: nn.Module, error: Exception) -> CaptureError:
+    where, line = "", ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if f"{torch.__path__[0]}/" not in frame.filename and "/fxprune/" not in frame.filename:
+            where, line = f"{frame.filename}:{frame.lineno} in {frame.name}", frame.line or ""
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {error}",
+        where=where,
+        seen=line,
+        hint=(
+            "control flow on tensor values or shapes cannot be traced: rewrite that line, move it into a function marked "
+            "with torch.fx.wrap, or pass a torch.fx.GraphModule that you traced yourself"
+        ),
+    )

@@ -1,0 +1,299 @@
+"""The gated model: a GraphModule with gates, what the analysis knows of it, and the way to its compact form."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune._graphs import graph_from_records, graph_to_records
+from fxprune.analysis.dependency import dependency_graph
+from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Plan
+from fxprune.cost import Cost, CostModel, ExpectedCost
+from fxprune.errors import GateError
+from fxprune.gates import GateVector
+from fxprune.passes.insert_gates import GATES
+from fxprune.passes.pipeline import Pipeline
+from fxprune.passes.remove_gates import RemoveGates
+from fxprune.passes.resize_literals import ResizeLiterals
+from fxprune.passes.slice_channels import SliceChannels
+
+__all__ = ["GatedModule"]
+
+
+class GatedModule(fx.GraphModule):
+    """A captured model with gates on every prunable channel.
+
+    Made by `fxprune.auto_gate`. It trains, evaluates, prints, moves, pickles and saves like any module; with all gates open it computes what the
+    original computes. Where the original's graph depends on the mode, ``train()`` and ``eval()`` switch between two graphs over the same parameters.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Holds everything the graphs refer to; its modules become this module's.
+    graphs : mapping of str to fx.Graph
+        Gated graph of each mode.
+    plan : Plan
+    """
+
+    plan: Plan
+
+    def __init__(self, root: nn.Module, graphs: Mapping[str, fx.Graph], plan: Plan) -> None:
+        super().__init__(root, graphs["eval"], class_name="GatedModule")
+        for graph in graphs.values():
+            _adopt(self, root, graph)
+        self.plan = plan
+        self._cost_model = CostModel(plan)
+        self._mode_graphs = dict(graphs)
+        if root.training is False:
+            self.eval()
+        else:
+            self._use_graph(root.training)
+
+    # -- what can be pruned --------------------------------------------------------------------------------
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups of coupled channels, in execution order."""
+        return self.plan.groups
+
+    @property
+    def frozen(self) -> tuple[FrozenAxis, ...]:
+        """The parameter axes with positions that may not be pruned, each with its reason."""
+        return self.plan.frozen
+
+    @property
+    def dependency_graph(self) -> nx.MultiGraph:
+        """The dependency graph: a node per parameter axis, an edge per operation that tied two of them.
+
+        Returns
+        -------
+        networkx.MultiGraph
+            Nodes are `Member` with attributes ``size`` and ``groups`` (names); edges have ``operation`` and ``count`` (tied positions).
+        """
+        return dependency_graph(self.plan)
+
+    # -- masks -----------------------------------------------------------------------------------------------
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """The hard masks now: for each group a bool tensor of shape (size,), True where kept."""
+        value = self._vector().value
+        return {name: value[at] > 0.5 for name, at in self.plan.group_slices().items()}
+
+    def set_keep(self, keep: Mapping[str, Tensor]) -> None:
+        """Set hard masks; groups that are not named stay as they are.
+
+        Parameters
+        ----------
+        keep : mapping of str to bool Tensor, shape (size,)
+            By group name; True keeps the unit.
+
+        Raises
+        ------
+        GateError
+            If a name is no group, a mask is not bool, has the wrong length, or keeps nothing. Nothing is changed then.
+        """
+        slices = self.plan.group_slices()
+        full = self._vector().value[:-1] > 0.5
+        for name, mask in keep.items():
+            _check_mask(name, mask, slices)
+            full[slices[name]] = mask.to(full.device)
+        self._vector().set_hard(full)
+
+    @contextmanager
+    def soft_gates(self, gates: Tensor) -> Iterator[None]:
+        """Use soft gates inside a ``with`` block.
+
+        Parameters
+        ----------
+        gates : Tensor, shape (n_units,), values in [0, 1]
+            Units are numbered group after group, in the order of `groups`. Gradients reach it.
+
+        Raises
+        ------
+        GateError
+            If the shape is wrong.
+        """
+        if tuple(gates.shape) != (self.plan.n_units,):
+            raise GateError(
+                f"The gate vector must have shape ({self.plan.n_units},), one entry per unit.",
+                seen=str(tuple(gates.shape)),
+            )
+        vector = self._vector()
+        before = vector.soft
+        vector.soft = gates
+        try:
+            yield
+        finally:
+            vector.soft = before
+
+    # -- cost ------------------------------------------------------------------------------------------------
+    def cost(self) -> Cost:
+        """Return the exact cost of what is kept now, at the shape of the example inputs."""
+        return self._cost_model.exact(self._keep_vector())
+
+    def cost_of(self, keep: Keep) -> Cost:
+        """Return the exact cost of a keep-vector, bool array of shape (n_units,)."""
+        return self._cost_model.exact(keep)
+
+    def expected_cost(self, gates: Tensor | None = None) -> ExpectedCost:
+        """Return the differentiable cost of soft gates.
+
+        Parameters
+        ----------
+        gates : Tensor, shape (n_units,), optional
+            The gates in use now by default.
+        """
+        vector = self._vector()
+        if gates is None:
+            gates = vector.value[:-1] if vector.soft is None else vector.soft
+        return self._cost_model.expected(gates)
+
+    # -- the compact model -----------------------------------------------------------------------------------
+    def compact(self) -> fx.GraphModule:
+        """Return the physically small model that computes what this one computes with its hard masks.
+
+        Returns
+        -------
+        torch.fx.GraphModule
+            Plain torch modules, no gates; in the mode this module is in. This module is left as it is.
+
+        Notes
+        -----
+        Where the graph depends on the mode, the result picks one of two inner graphs by its ``training`` flag. Pickling such a module whole keeps
+        the graph of its current mode only, as torch.fx pickles by tracing anew; its state_dict is not affected.
+        """
+        root = copy.deepcopy(_holder(self))
+        keep = self._keep_vector()
+        stages = {}
+        for mode, graph in self._mode_graphs.items():
+            stage = fx.GraphModule(root, copy.deepcopy(graph), class_name="GraphModule")
+            Pipeline(
+                (RemoveGates(), SliceChannels(self.plan, keep, mode), ResizeLiterals(self.plan, keep, mode))
+            )(stage)
+            stages[mode] = stage
+        result = stages["eval"] if len(stages) == 1 else _by_mode(stages)
+        for name, module in result.named_modules():
+            module.training = self.training if name == "" else module.training
+        return result
+
+    # -- module behaviour --------------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> GatedModule:
+        """Set training mode, and the graph that belongs to it."""
+        super().train(mode)
+        self._use_graph(mode)
+        return self
+
+    def _use_graph(self, training: bool) -> None:
+        graphs = self.__dict__.get("_mode_graphs", {})
+        wanted = graphs.get("train" if training else "eval", graphs.get("eval"))
+        if wanted is not None and wanted is not self.graph:
+            self.graph = wanted
+
+    def _vector(self) -> GateVector:
+        vector = self._modules.get(GATES)
+        if not isinstance(vector, GateVector):
+            raise GateError("This model has no prunable group.", hint="see fxprune.explain for the reasons")
+        return vector
+
+    def _keep_vector(self) -> Keep:
+        if not self.plan.n_units:
+            return np.zeros(0, dtype=bool)
+        keep: Keep = (self._vector().value[:-1] > 0.5).cpu().numpy()
+        return keep
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GatedModule:
+        root = copy.deepcopy(_holder(self), memo)
+        graphs = {mode: copy.deepcopy(graph) for mode, graph in self._mode_graphs.items()}
+        made = GatedModule(root, graphs, self.plan)
+        memo[id(self)] = made
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        records = {mode: graph_to_records(graph) for mode, graph in self._mode_graphs.items()}
+        return _rebuild, (_holder(self), records, self.plan)
+
+
+def _rebuild(root: nn.Module, records: Mapping[str, Any], plan: Plan) -> GatedModule:
+    return GatedModule(root, {mode: graph_from_records(r) for mode, r in records.items()}, plan)
+
+
+def _holder(module: nn.Module) -> nn.Module:
+    """Return a plain module with the same children, parameters, buffers and mode."""
+    holder = nn.Module()
+    for store in ("_modules", "_parameters", "_buffers"):
+        holder.__dict__[store] = dict(getattr(module, store))
+    holder._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    extra = {k: v for k, v in module.__dict__.items() if k.startswith("_tensor_constant")}
+    holder.__dict__.update(extra)
+    holder.training = module.training
+    return holder
+
+
+def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:
+    """Give `module` what `graph` refers to and it does not have yet."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        here: Any = module
+        there: Any = root
+        *path, leaf = str(node.target).split(".")
+        for part in path:
+            there = getattr(there, part)
+            if not hasattr(here, part):
+                here.add_module(part, nn.Module())
+            here = getattr(here, part)
+        if not hasattr(here, leaf):
+            value = getattr(there, leaf)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                here.register_buffer(leaf, value)
+            else:
+                setattr(here, leaf, value)
+
+
+def _by_mode(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
+    """Return one GraphModule that calls the graph of its mode; built of plain torch modules."""
+    root = nn.Module()
+    root.modes = nn.ModuleList([stages["eval"], stages["train"]])
+    graph = fx.Graph()
+    inputs = []
+    for node in stages["eval"].graph.nodes:
+        if node.op == "placeholder":
+            inputs.append(graph.placeholder(str(node.target), default_value=node.args[0] if node.args else fx.node._empty))  # type: ignore[attr-defined]
+    modes = graph.create_node("get_attr", "modes")
+    training = graph.create_node("get_attr", "training")
+    chosen = graph.call_function(operator.getitem, (modes, training))
+    graph.output(graph.call_function(operator.call, (chosen, *inputs)))
+    return fx.GraphModule(root, graph)
+
+
+def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:
+    if name not in slices:
+        close = [n for n in slices if n.startswith(name) or name.startswith(n)]
+        raise GateError(
+            f"There is no group named {name!r}.",
+            seen=f"groups such as {', '.join((close or list(slices))[:5])}",
+            hint="use the names in gated.groups",
+        )
+    size = slices[name].stop - slices[name].start
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        seen = f"{mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise GateError(
+            f"The mask of group {name!r} must be a bool tensor.", seen=seen, hint="for scores, pass scores > 0"
+        )
+    if tuple(mask.shape) != (size,):
+        raise GateError(
+            f"The mask of group {name!r} must have shape ({size},).", seen=str(tuple(mask.shape))
+        )
+    if not mask.any():
+        raise GateError(
+            f"The mask of group {name!r} keeps nothing.",
+            seen=f"{size} times False",
+            hint="keep at least one unit: a group without channels has no output",
+        )

@@ -1,0 +1,157 @@
+"""Put gate nodes into a captured graph.
+
+For a value ``v`` whose axis ``d`` carries units and a consumer that sums over ``d``::
+
+    consumer(v)    becomes    consumer(gate(v, vector))
+
+with one gate per value and axis, shared by its consumers, right behind ``v``. Operators between ``v`` and its producer (activation,
+BatchNorm, residual adds) stay ungated: whatever they compute at a removed position is multiplied by 0 before anything else can see it.
+A LayerNorm over a prunable axis takes the gates as a mask for its statistics instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx import GraphModule
+
+from fxprune.analysis.plan import GateSite, NormGate, Plan
+from fxprune.errors import PreconditionError
+from fxprune.gates import Gate, GatedLayerNorm, GateVector, NormMask, gated_layer_norm
+from fxprune.passes.base import Edit, Pass, PassResult
+
+__all__ = ["GATES", "InsertGates"]
+
+GATES = "fxprune_gates"
+"""Name of the submodule that holds the gate vector and, as its children, all gates."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class InsertGates(Pass):
+    """Insert a gate on every edge into an operator that sums over a prunable axis.
+
+    Parameters
+    ----------
+    plan : Plan
+        What the analysis of this graph found.
+    mode : str
+        Which of the plan's graphs this is.
+    """
+
+    name: ClassVar[str] = "insert_gates"
+
+    plan: Plan
+    mode: str = "eval"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Check that the plan was made for this graph and that it has no gates yet.
+
+        Raises
+        ------
+        PreconditionError
+            If a node the plan names is missing, or the graph has gates.
+        """
+        names = {node.name for node in gm.graph.nodes}
+        here = self.plan.graphs[self.mode]
+        needed = {site.source for site in here.gates} | {n for s in here.gates for n in s.consumers}
+        missing = sorted(needed - names)
+        if missing:
+            raise PreconditionError(
+                "The plan given to 'insert_gates' was made for another graph.",
+                seen=f"no node named {missing[0]}",
+                hint="analyse this very graph, then insert its gates",
+            )
+        if any(str(node.target).startswith(GATES) for node in gm.graph.nodes):
+            raise PreconditionError(
+                "The graph given to 'insert_gates' has gates already.",
+                hint="run remove_gates first, or start from the captured graph",
+            )
+
+    def run(self, gm: GraphModule) -> PassResult:
+        """Insert vector, gates and masks; see the module's docstring."""
+        here = self.plan.graphs[self.mode]
+        if not here.gates and not here.norms:
+            return PassResult(gm, changed=False)
+        if not hasattr(gm, GATES):
+            gm.add_submodule(GATES, GateVector(self.plan.n_units))
+        nodes = {node.name: node for node in gm.graph.nodes}
+        first = next(node for node in gm.graph.nodes if node.op != "placeholder")
+        with gm.graph.inserting_before(first):
+            vector = gm.graph.create_node("call_module", GATES, name=GATES)
+        latest: dict[tuple[str, str], fx.Node] = {}
+        edits = [self._gate(gm, nodes, vector, latest, site) for site in here.gates]
+        edits += [self._norm(gm, nodes, vector, norm) for norm in here.norms]
+        return PassResult(gm, changed=True, edits=tuple(edits))
+
+    def _target(self, name: str) -> str:
+        """Return the path of a gate; the graphs of two modes share one gate vector but no gates."""
+        return f"{GATES}.{name}" if self.mode == "eval" else f"{GATES}.{name}_{self.mode}"
+
+    def _index(self, source: str, dim: int) -> torch.Tensor:
+        """Return the units of an axis, shaped (k, width, 1, ..) to broadcast from the right; `dim` is negative."""
+        axis = self.plan.graphs[self.mode].trace.values[source][0][1][dim]
+        units = np.ascontiguousarray(self.plan.units[axis].T)
+        return torch.from_numpy(units).reshape(*units.shape, *(1,) * (-dim - 1))
+
+    def _gate(
+        self,
+        gm: GraphModule,
+        nodes: dict[str, fx.Node],
+        vector: fx.Node,
+        latest: dict[tuple[str, str], fx.Node],
+        site: GateSite,
+    ) -> Edit:
+        source = nodes[site.source]
+        ndim = len(self.plan.graphs[self.mode].trace.values[site.source][0][0])
+        target = self._target(f"{site.source}_{site.dim}")
+        gm.add_submodule(target, Gate(self._index(site.source, site.dim - ndim)))
+        gated: dict[fx.Node, fx.Node] = {}
+        for name in site.consumers:
+            before = latest.get((site.source, name), source)
+            if before not in gated:
+                place = source if source.op != "placeholder" else vector
+                with gm.graph.inserting_after(before if before is not source else place):
+                    gated[before] = gm.graph.create_node(
+                        "call_module",
+                        target,
+                        (before, vector),
+                        name=f"gate_{site.source}_{site.dim}",
+                    )
+            nodes[name].replace_input_with(before, gated[before])
+            latest[site.source, name] = gated[before]
+        return Edit(
+            self.name,
+            site.source,
+            site.source,
+            target,
+            f"summed over by {', '.join(site.consumers)}",
+        )
+
+    def _norm(
+        self, gm: GraphModule, nodes: dict[str, fx.Node], vector: fx.Node, norm: NormGate
+    ) -> Edit:
+        node = nodes[norm.node]
+        target = self._target(f"{norm.node}_mask")
+        gm.add_submodule(target, NormMask(self._index(norm.source, norm.dim)))
+        with gm.graph.inserting_before(node):
+            mask = gm.graph.create_node("call_module", target, (vector,), name=f"mask_{norm.node}")
+        if node.op == "call_module":
+            path = str(node.target)
+            plain = gm.get_submodule(path)
+            if isinstance(plain, nn.LayerNorm) and not isinstance(plain, GatedLayerNorm):
+                gm.set_submodule(path, GatedLayerNorm.from_plain(plain))
+        else:
+            node.target = gated_layer_norm
+        node.kwargs = {**node.kwargs, "mask": mask}
+        return Edit(
+            self.name,
+            norm.node,
+            "LayerNorm",
+            "gated LayerNorm",
+            "its statistics run over prunable channels",
+        )

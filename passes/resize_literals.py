@@ -1,0 +1,302 @@
+"""Rewrite the sizes that are written in the graph: view, split, slice, pad, groups, normalized_shape.
+
+The analysis knows the ids of every axis of every value, so a node's new sizes are the kept counts of its own output; nothing is inferred from
+the old sizes. Where a graph computes a size from a pruned axis (``x.size(1) // 2``), the number it had before pruning is written in its place:
+sizes that matter are all rewritten, and a number that was used for anything else (a scale, ``C ** -0.5``) keeps its value.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch.fx import GraphModule, Node
+
+from fxprune.analysis.ids import Ids
+from fxprune.analysis.interpret import NodeIds
+from fxprune.analysis.plan import Plan
+from fxprune.passes.base import Edit, Pass, PassResult
+
+__all__ = ["ResizeLiterals"]
+
+Sizes = list[Any]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class ResizeLiterals(Pass):
+    """Make the literal sizes of a graph fit its sliced tensors.
+
+    Parameters
+    ----------
+    plan : Plan
+    keep : bool array, shape (n_units,)
+    mode : str
+        Which of the plan's graphs this is.
+    """
+
+    name: ClassVar[str] = "resize_literals"
+
+    plan: Plan
+    keep: npt.NDArray[np.bool_]
+    mode: str = "eval"
+
+    def run(self, gm: GraphModule) -> PassResult:
+        """Rewrite every node with a size on a prunable axis."""
+        edits = []
+        view = _View(self.plan, self.keep, self.mode)
+        for node in list(gm.graph.nodes):
+            rewrite = _RULES.get(_key(node))
+            if rewrite is None and node.name not in view.trace.sizes:
+                continue
+            before = node.format_node()
+            if rewrite is not None:
+                rewrite(node, view)
+            after = node.format_node()
+            if before != after:
+                edits.append(
+                    Edit(self.name, node.name, str(before), str(after), "sizes are kept counts")
+                )
+            edits += self._bake(gm, node, view)
+        return PassResult(gm, changed=bool(edits), edits=tuple(edits))
+
+    def _bake(self, gm: GraphModule, node: Node, view: _View) -> list[Edit]:
+        """Replace the width of a pruned axis by the number it was."""
+        if node.name not in view.trace.sizes or not node.users:
+            return []
+        source, dim = view.trace.sizes[node.name]
+        old = view.old_width(source, dim)
+        if old is None:
+            return []
+        for user in list(node.users):
+            user.args = fx.map_arg(user.args, lambda n: old if n is node else n)
+            user.kwargs = fx.map_arg(user.kwargs, lambda n: old if n is node else n)
+        gm.graph.erase_node(node)
+        return [
+            Edit(
+                self.name,
+                node.name,
+                f"width of axis {dim} of {source}",
+                str(old),
+                "keeps its value",
+            )
+        ]
+
+
+class _View:
+    """The plan and the keep-vector as seen from one graph."""
+
+    def __init__(self, plan: Plan, keep: npt.NDArray[np.bool_], mode: str) -> None:
+        self.plan = plan
+        self.keep = keep
+        self.trace = plan.graphs[mode].trace
+
+    def values(self, node: Any) -> NodeIds:
+        """Return shape and ids of every tensor in a node's value."""
+        return self.trace.values.get(node.name, ()) if isinstance(node, Node) else ()
+
+    def cut(self, ids: Ids | None) -> bool:
+        """Return whether positions of an axis are removed."""
+        return ids is not None and not bool(self.plan.kept(ids, self.keep).all())
+
+    def count(self, ids: Ids | None, full: int) -> int:
+        return self.plan.width(ids, full, self.keep)
+
+    def old_width(self, name: str, dim: int) -> int | None:
+        """Return the width an axis had, if positions of it are removed."""
+        values = self.trace.values.get(name, ())
+        if len(values) != 1 or not self.cut(values[0][1][dim]):
+            return None
+        return values[0][0][dim]
+
+    def old_argument(self, node: Node, index: int) -> Any:
+        """Return a positional argument as it was when the model ran, integers filled in."""
+        return self.trace.arguments.get(node.name, node.args)[index]
+
+
+def _key(node: Node) -> Any:
+    return (node.op, node.target) if node.op in ("call_method", "call_function") else None
+
+
+def _set_arg(node: Node, index: int, name: str, value: Any) -> None:
+    if name in node.kwargs:
+        node.kwargs = {**node.kwargs, name: value}
+    elif index < len(node.args):
+        node.args = (*node.args[:index], value, *node.args[index + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+
+
+def _get_arg(node: Node, index: int, name: str, default: Any = None) -> Any:
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def _sizes(node: Node, view: _View) -> None:
+    """view, reshape, expand: sizes as separate arguments, as one list, or as one torch.Size."""
+    values = view.values(node)
+    if len(values) != 1 or not any(view.cut(i) for i in values[0][1]):
+        return
+    shape, ids = values[0]
+    keyword = next((k for k in ("shape", "size") if k in node.kwargs), None)
+    given = node.kwargs[keyword] if keyword else node.args[1:]
+    if not keyword and len(node.args) == 2 and not isinstance(node.args[1], int):
+        given = node.args[1]
+        if isinstance(given, Node) and len(shape) > 1:
+            given = _unpack(node, given, len(shape))
+    entries: Sizes = [given] if isinstance(given, (Node, int)) else list(given)  # type: ignore[arg-type]
+    for d, axis in enumerate(ids):
+        if view.cut(axis) and entries[d] != -1:
+            entries[d] = view.count(axis, shape[d])
+    if keyword:
+        node.kwargs = {**node.kwargs, keyword: tuple(entries)}
+    else:
+        node.args = (node.args[0], tuple(entries))
+
+
+def _unpack(node: Node, size: Node, count: int) -> Sizes:
+    with node.graph.inserting_before(node):
+        return [node.graph.call_function(operator.getitem, (size, i)) for i in range(count)]
+
+
+def _unflatten(node: Node, view: _View) -> None:
+    values = view.values(node)
+    if len(values) != 1:
+        return
+    shape, ids = values[0]
+    dim = _get_arg(node, 1, "dim")
+    entries = list(_get_arg(node, 2, "sizes"))
+    start = dim % (len(shape) - len(entries) + 1)
+    for i in range(len(entries)):
+        if view.cut(ids[start + i]) and entries[i] != -1:
+            entries[i] = view.count(ids[start + i], shape[start + i])
+    _set_arg(node, 2, "sizes", tuple(entries))
+
+
+def _split(node: Node, view: _View) -> None:
+    """Split and chunk: the runs become a list of kept counts."""
+    values = view.values(node)
+    if not values:
+        return
+    dim = _get_arg(node, 2, "dim", 0) % len(values[0][0])
+    if not any(view.cut(ids[dim]) for _, ids in values):
+        return
+    runs = [view.count(ids[dim], shape[dim]) for shape, ids in values]
+    node.args = (node.args[0], runs)
+    node.kwargs = {"dim": dim}
+    node.target = "split" if node.op == "call_method" else torch.split
+
+
+def _slice_bounds(ids: Ids, start: Any, stop: Any, view: _View) -> tuple[int, int]:
+    first, last, _ = slice(start, stop).indices(len(ids))
+    kept = view.plan.kept(ids, view.keep)
+    return int(kept[:first].sum()), int(kept[:last].sum())
+
+
+def _getitem(node: Node, view: _View) -> None:
+    """``x[:, a:b]``: bounds count the kept positions before them."""
+    source = view.values(node.args[0])
+    if len(source) != 1 or not any(view.cut(i) for i in source[0][1]):
+        return
+    shape, ids = source[0]
+    was, index = view.old_argument(node, 1), node.args[1]
+    was_entries = list(was) if isinstance(was, tuple) else [was]
+    entries = list(index) if isinstance(index, tuple) else [index]
+    dim = 0
+    for i, entry in enumerate(was_entries):
+        if entry is Ellipsis:
+            dim += len(shape) - sum(e is not None and e is not Ellipsis for e in was_entries)
+            continue
+        if entry is None and not isinstance(entries[i], Node):
+            continue
+        axis = ids[dim]
+        if isinstance(entry, slice) and axis is not None and view.cut(axis):
+            if (entry.start, entry.stop) != (None, None):
+                entries[i] = slice(*_slice_bounds(axis, entry.start, entry.stop, view))
+        dim += 1
+    node.args = (node.args[0], tuple(entries) if isinstance(index, tuple) else entries[0])
+
+
+def _narrow(node: Node, view: _View) -> None:
+    source = view.values(node.args[0])
+    if len(source) != 1:
+        return
+    dim = _get_arg(node, 1, "dim") % len(source[0][0])
+    axis = source[0][1][dim]
+    if axis is None or not view.cut(axis):
+        return
+    start, length = view.old_argument(node, 2), view.old_argument(node, 3)
+    first, last = _slice_bounds(axis, start, start + length, view)
+    node.args = (node.args[0], dim, first, last - first)
+
+
+def _pad(node: Node, view: _View) -> None:
+    values = view.values(node)
+    if len(values) != 1:
+        return
+    shape, ids = values[0]
+    widths = list(_get_arg(node, 1, "pad"))
+    for i in range(len(widths) // 2):
+        axis = ids[len(shape) - 1 - i]
+        before, after = widths[2 * i : 2 * i + 2]
+        if axis is None or not view.cut(axis) or (before, after) == (0, 0):
+            continue
+        kept = view.plan.kept(axis, view.keep)
+        widths[2 * i] = int(kept[:before].sum()) if before > 0 else before
+        widths[2 * i + 1] = int(kept[len(kept) - after :].sum()) if after > 0 else after
+    _set_arg(node, 1, "pad", tuple(widths))
+
+
+def _layer_norm(node: Node, view: _View) -> None:
+    values = view.values(node)
+    if len(values) != 1:
+        return
+    shape, ids = values[0]
+    count = len(_get_arg(node, 1, "normalized_shape"))
+    sizes = tuple(view.count(i, n) for i, n in zip(ids[-count:], shape[-count:], strict=True))
+    _set_arg(node, 1, "normalized_shape", sizes)
+
+
+def _groups(node: Node, view: _View) -> None:
+    """Functional convolutions: only a depthwise one changes its number of groups."""
+    groups = _get_arg(node, 6, "groups", 1)
+    source = view.values(_get_arg(node, 0, "input"))
+    if groups == 1 or len(source) != 1:
+        return
+    shape, ids = source[0]
+    if shape[1] == groups:
+        _set_arg(node, 6, "groups", view.count(ids[1], shape[1]))
+
+
+_RULES: dict[Any, Callable[[Node, _View], None]] = {
+    ("call_method", "view"): _sizes,
+    ("call_method", "reshape"): _sizes,
+    ("call_method", "expand"): _sizes,
+    ("call_function", torch.reshape): _sizes,
+    ("call_method", "unflatten"): _unflatten,
+    ("call_function", torch.unflatten): _unflatten,
+    ("call_method", "split"): _split,
+    ("call_method", "chunk"): _split,
+    ("call_method", "split_with_sizes"): _split,
+    ("call_function", torch.split): _split,
+    ("call_function", torch.chunk): _split,
+    ("call_function", torch.split_with_sizes): _split,
+    ("call_function", operator.getitem): _getitem,
+    ("call_method", "narrow"): _narrow,
+    ("call_function", torch.narrow): _narrow,
+    ("call_function", F.pad): _pad,
+    ("call_function", F.layer_norm): _layer_norm,
+    ("call_function", torch.layer_norm): _layer_norm,
+    ("call_function", F.conv1d): _groups,
+    ("call_function", F.conv2d): _groups,
+    ("call_function", F.conv3d): _groups,
+    ("call_function", F.conv_transpose1d): _groups,
+    ("call_function", F.conv_transpose2d): _groups,
+    ("call_function", F.conv_transpose3d): _groups,
+}

@@ -1,0 +1,185 @@
+"""Cut removed positions out of parameters and buffers, and bring the modules' own sizes up to date.
+
+A parameter ``W`` with ids on axes ``d1, d2, ..`` becomes ``W[kept(d1)][:, kept(d2)]..``: the sub-tensor of the positions whose units are all
+kept. A convolution then reads its channel counts off its weight; its groups stay as many as they were, except for a depthwise one, where
+whole groups went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from fxprune.analysis.plan import Plan
+from fxprune.errors import PreconditionError
+from fxprune.passes.base import Edit, Pass, PassResult, called_module
+
+__all__ = ["SliceChannels"]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceChannels(Pass):
+    """Slice parameters and buffers to what a keep-vector keeps.
+
+    Parameters
+    ----------
+    plan : Plan
+    keep : bool array, shape (n_units,)
+    mode : str
+        Which of the plan's graphs this is.
+    """
+
+    name: ClassVar[str] = "slice_channels"
+
+    plan: Plan
+    keep: npt.NDArray[np.bool_]
+    mode: str = "eval"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Check that the tensors have the shapes the plan was made for, or are sliced already.
+
+        Raises
+        ------
+        PreconditionError
+            If a tensor has another shape.
+        """
+        for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
+            shape = self.plan.shapes.get(name)
+            if shape is not None and tuple(tensor.shape) not in (shape, self._target(name, shape)):
+                raise PreconditionError(
+                    "The plan given to 'slice_channels' was made for other shapes.",
+                    where=name,
+                    seen=f"{tuple(tensor.shape)}, planned {shape}",
+                    hint="analyse this very model",
+                )
+
+    def run(self, gm: GraphModule) -> PassResult:
+        """Slice every tensor once (tied ones stay tied), then update the modules that own them."""
+        edits: list[Edit] = []
+        sliced: dict[int, Tensor] = {}
+        for path, module in gm.named_modules():
+            for store in (module._parameters, module._buffers):
+                for leaf, tensor in store.items():
+                    if tensor is not None:
+                        name = f"{path}.{leaf}" if path else leaf
+                        self._slice(store, leaf, name, tensor, sliced, edits)
+        for node in gm.graph.nodes:
+            called = called_module(gm, node)
+            if called is not None and node.all_input_nodes:
+                edits += self._update(node.name, node.all_input_nodes[0].name, called)
+        return PassResult(gm, changed=bool(edits), edits=tuple(edits))
+
+    def _target(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(
+            self.plan.width(self.plan.axes.get((name, d)), n, self.keep)
+            for d, n in enumerate(shape)
+        )
+
+    def _slice(
+        self,
+        store: dict[str, Any],
+        leaf: str,
+        name: str,
+        tensor: Tensor,
+        sliced: dict[int, Tensor],
+        edits: list[Edit],
+    ) -> None:
+        if id(tensor) in sliced:
+            store[leaf] = sliced[id(tensor)]
+            return
+        shape = self.plan.shapes.get(name)
+        if shape is None or tuple(tensor.shape) != shape or self._target(name, shape) == shape:
+            return
+        small = tensor.detach()
+        for d in range(tensor.dim()):
+            ids = self.plan.axes.get((name, d))
+            kept = None if ids is None else self.plan.kept(ids, self.keep)
+            if kept is not None and not kept.all():
+                small = small.index_select(
+                    d, torch.from_numpy(np.flatnonzero(kept)).to(small.device)
+                )
+        made = (
+            nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+        )
+        sliced[id(tensor)] = store[leaf] = made
+        sliced[id(made)] = made
+        edits.append(
+            Edit(
+                self.name, name, str(shape), str(tuple(made.shape)), "removed channels are cut out"
+            )
+        )
+
+    def _update(self, node: str, source: str, module: nn.Module) -> list[Edit]:
+        for kind, update in _UPDATES:
+            if isinstance(module, kind):
+                before = repr(module)
+                update(module, self._widths(source))
+                after = repr(module)
+                if before != after:
+                    return [Edit(self.name, node, before, after, "sizes follow the sliced tensors")]
+                return []
+        return []
+
+    def _widths(self, source: str) -> tuple[int, ...]:
+        """Return the kept widths of a value's axes, empty when none of them carries ids."""
+        values = self.plan.graphs[self.mode].trace.values.get(source)
+        if not values:
+            return ()
+        shape, ids = values[0]
+        return tuple(self.plan.width(i, n, self.keep) for i, n in zip(ids, shape, strict=True))
+
+
+def _conv(module: Any, widths: tuple[int, ...]) -> None:
+    first, second = module.weight.shape[:2]
+    whole_groups = module.groups > 1 and module.groups == module.in_channels
+    if module.transposed:
+        module.groups = first if whole_groups else module.groups
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        if whole_groups:
+            module.groups = first // (module.out_channels // module.groups)
+        module.in_channels, module.out_channels = second * module.groups, first
+
+
+def _linear(module: Any, widths: tuple[int, ...]) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _batch_norm(module: Any, widths: tuple[int, ...]) -> None:
+    known = module.weight if module.weight is not None else module.running_mean
+    module.num_features = (
+        len(known) if known is not None else (widths[1] if widths else module.num_features)
+    )
+
+
+def _layer_norm(module: Any, widths: tuple[int, ...]) -> None:
+    if widths:
+        module.normalized_shape = widths[-len(module.normalized_shape) :]
+
+
+def _embedding(module: Any, widths: tuple[int, ...]) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _prelu(module: Any, widths: tuple[int, ...]) -> None:
+    module.num_parameters = len(module.weight)
+
+
+_UPDATES: tuple[tuple[type[nn.Module], Callable[[Any, tuple[int, ...]], None]], ...] = (
+    (_ConvNd, _conv),
+    (nn.Linear, _linear),
+    (_NormBase, _batch_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.Embedding, _embedding),
+    (nn.PReLU, _prelu),
+)
