@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DispatchMode", "OpOverload", "is_mutable", "is_view", "no_attention_fastpath", "op_name"]
+__all__ = ["DispatchMode", "OpOverload", "is_mutable", "is_pointwise", "is_view", "no_attention_fastpath", "op_name"]
 
 DispatchMode = TorchDispatchMode
 
@@ -23,6 +24,19 @@ def op_name(func: Any) -> str:
 def is_mutable(func: Any) -> bool:
     """Return whether the operator writes to one of its arguments."""
     return bool(func._schema.is_mutable)
+
+
+@functools.cache
+def is_pointwise(name: str) -> bool:
+    """Return whether ATen tags an operator, or the out-of-place twin of an in-place one, as pointwise."""
+    namespace, _, operator = name.partition("::")
+    for twin in (operator, operator.removesuffix("_")):
+        packet = getattr(getattr(torch.ops, namespace), twin, None)
+        if packet is not None and any(
+            torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
+        ):
+            return True
+    return False
 
 
 def is_view(func: Any) -> bool:

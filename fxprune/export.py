@@ -282,8 +282,8 @@ def _export_error(error: Exception, model: nn.Module, target: Path) -> ExportErr
         "The model could not be turned into a valid ONNX file.",
         where=where,
         seen=first_lines(root),
-        hint="the error this one was raised from tells more; try dynamic_batch=False or another "
-        "opset",
+        hint="the error this one was raised from tells more; try model.float(), "
+        "dynamic_batch=False or another opset",
     )
 
 

@@ -265,7 +265,7 @@ def _by_mode(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
     inputs = []
     for node in stages["eval"].graph.nodes:
         if node.op == "placeholder":
-            inputs.append(graph.placeholder(str(node.target), default_value=node.args[0] if node.args else fx.node._empty))  # type: ignore[attr-defined]
+            inputs.append(graph.create_node("placeholder", node.target, node.args))
     modes = graph.create_node("get_attr", "modes")
     training = graph.create_node("get_attr", "training")
     chosen = graph.call_function(operator.getitem, (modes, training))

@@ -1,7 +1,7 @@
 """Measured run times of ONNX files in onnxruntime, on the CPU.
 
-A ratio of MACs is not a speed-up: kernels work in blocks of channels, and memory counts as well. What
-a model gains is measured here, with a stated number of threads, batch size and repeats.
+A ratio of MACs is not a speed-up: kernels work in blocks of channels, and memory counts as well.
+What a model gains is measured here, with a stated number of threads, batch size and repeats.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from fxprune.runtime import plain_name
 __all__ = ["SINGLE_FILE_BYTES", "carries_batch", "named_tensors", "write_onnx"]
 
 SINGLE_FILE_BYTES = 1_900_000_000
-"""Weights of this size get their own file: protobuf ends at 2 GiB and the graph needs some of it."""
+"""Weights of this size get a file of their own: protobuf ends at 2 GiB, less the graph."""
 
 _TALKATIVE = ("torch", "onnxscript", "onnx_ir")
 _SOURCE_LINES = "pkg.torch.onnx.stack_trace"

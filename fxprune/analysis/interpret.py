@@ -59,7 +59,7 @@ def describe_node(node: fx.Node) -> str:
     if stack and node.op != "call_module":
         path = list(stack.values())[-1][0] if stack else ""
         inside = f" in {path}" if path else ""
-    line = node.meta.get("fxprune_source")
+    line = str(node.meta.get("fxprune_source", "")).rpartition("site-packages/")[2]
     return f"{target}{inside}" + (f" ({line})" if line else "")
 
 
@@ -153,6 +153,7 @@ class _Walk:
 
     def _value(self, node: fx.Node, values: Mapping[str, Any]) -> Any:
         if node.op == "placeholder":
+            self.tracker.mark_inputs(values[node.name])
             return values[node.name]
         if node.op == "get_attr":
             return self._attribute(str(node.target))

@@ -31,6 +31,8 @@ class TensorRecord:
         Its real value, when that is known without data.
     static : bool
         True when it depends on parameters and buffers only.
+    from_input : bool
+        True when it is an input of the model, or one only moved and rescaled.
     """
 
     tensor: Tensor
@@ -38,6 +40,7 @@ class TensorRecord:
     root: Tensor
     const: Tensor | None = None
     static: bool = False
+    from_input: bool = False
 
 
 def flat_tensors(value: Any) -> list[Tensor]:
@@ -153,15 +156,11 @@ class Op:
         for ids, tensor, other in ((ia, a, b), (ib, b, a)):
             if self.static(tensor) and not self.static(other):
                 self.space.mark_input(ids)
-        if ia is None and self._is_model_input(a):
+        if self._recorder.record(a).from_input:
             reason = "it reads an input of the model"
         self.unify(ia, ib, a.shape[a_dim], reason)
         gated, dim = (b, b_dim) if self.static(a) and not self.static(b) else (a, a_dim)
         self.contract(gated, [dim])
-
-    def _is_model_input(self, tensor: Tensor) -> bool:
-        record = self._recorder.record(tensor)
-        return not record.static and record.const is None and all(i is None for i in record.ids)
 
     def normalise(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
         """Say that the operator takes statistics over these axes of `tensor` (a LayerNorm)."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune._compat import DispatchMode, is_mutable, is_view, op_name
+from fxprune._compat import DispatchMode, is_mutable, is_pointwise, is_view, op_name
 from fxprune.analysis.axes import TensorIds, none_ids
 from fxprune.analysis.ids import Ids, IdSpace, Owner
 from fxprune.analysis.op import Op, TensorRecord, flat_tensors
@@ -120,6 +120,11 @@ class Tracker(DispatchMode):
         for tensor in flat_tensors(value):
             self.record(tensor).root = tensor
 
+    def mark_inputs(self, value: Any) -> None:
+        """Mark tensors as inputs of the model."""
+        for tensor in flat_tensors(value):
+            self.record(tensor).from_input = True
+
     # -- what rules record ---------------------------------------------------------------------------------
     def add_contraction(self, record: TensorRecord, ids: Ids) -> None:
         """See `Op.contract`."""
@@ -166,8 +171,14 @@ class Tracker(DispatchMode):
             self.record(tensors[0]).const = None
             self.mutated.append(tensors[0])
         static = bool(tensors) and all(self.record(t).static for t in tensors)
+        moving = [t for t in tensors if not self.record(t).static]
+        from_input = bool(moving) and all(self.record(t).from_input for t in moving) and not _counts(name)
         self._apply(func, name, args, kwargs, out, tensors)
-        self._propagate(func, name, args, kwargs, results, consts, static)
+        for tensor in results:
+            record = self.record(tensor)
+            record.static |= static
+            record.from_input = from_input
+        self._evaluate(func, name, args, kwargs, results, consts)
         return out
 
     def _twins(self, value: Any) -> Any:
@@ -191,7 +202,7 @@ class Tracker(DispatchMode):
             values[id(tensor)] = known
         return values
 
-    def _propagate(
+    def _evaluate(
         self,
         func: Any,
         name: str,
@@ -199,11 +210,8 @@ class Tracker(DispatchMode):
         kwargs: dict[str, Any],
         results: list[Tensor],
         consts: dict[int, Tensor] | None,
-        static: bool,
     ) -> None:
-        """Carry the real value and the static flag over to the results."""
-        for tensor in results:
-            self.record(tensor).static |= static
+        """Compute the real value of a small result from the real values of all arguments."""
         small = len(results) == 1 and results[0].numel() <= _CONST_LIMIT
         if not small or (consts is None and name not in _FACTORIES):
             return
@@ -226,7 +234,7 @@ class Tracker(DispatchMode):
             return
         op = Op(self, name, args, kwargs, out, self.where)
         found = self.rules.find(name)
-        if found is None and torch.Tag.pointwise in func.tags:
+        if found is None and is_pointwise(name):
             found = pointwise
         if found is None:
             self._no_rule(op, tensors)

@@ -54,6 +54,17 @@ def copy(op: Op) -> None:
     op.set(op.ids(op.args[0]), moved=op.args[0])
 
 
+@rule("aten::as_strided")
+def as_strided(op: Op) -> None:
+    """A new memory layout of the same shape is a copy; anything else reads positions by number."""
+    x = op.args[0]
+    if tuple(op.args[1]) == tuple(x.shape):
+        copy(op)
+        return
+    op.freeze(op.ids(x), f"{op.where} reads it by memory position")
+    op.set_none()
+
+
 @rule("aten::copy")
 def overwrite(op: Op) -> None:
     """``x.copy_(y)``: ties both, and the result is y broadcast to x."""

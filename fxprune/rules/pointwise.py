@@ -30,11 +30,13 @@ def broadcast_ids(op: Op, tensors: list[Tensor], ndim: int) -> TensorIds:
     return tuple(result)
 
 
+@rule("aten::hardswish", "aten::log_sigmoid", "aten::log_sigmoid_forward", "aten::floor_divide", "aten::polar")
 def pointwise(op: Op) -> None:
-    """Any operator that works on each element alone, with broadcasting."""
+    """Any operator that works on each element alone, with broadcasting (named here: those that ATen forgot to tag)."""
     tensors = op.tensors()
     for out in flat_tensors(op.out):
-        op.set(broadcast_ids(op, tensors, out.dim()), out)
+        if out.numel():
+            op.set(broadcast_ids(op, tensors, out.dim()), out)
 
 
 @rule(
