@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -99,10 +100,13 @@ class GatedModule(fx.GraphModule):
         GateError
             If a name is no group, a mask is not bool, has the wrong length, or keeps nothing. Nothing is changed then.
         """
+        if not keep:
+            return
         slices = self.plan.group_slices()
-        full = self._vector().value[:-1] > 0.5
         for name, mask in keep.items():
             _check_mask(name, mask, slices)
+        full = self._vector().value[:-1] > 0.5
+        for name, mask in keep.items():
             full[slices[name]] = mask.to(full.device)
         self._vector().set_hard(full)
 
@@ -275,10 +279,10 @@ def _by_mode(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
 
 def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:
     if name not in slices:
-        close = [n for n in slices if n.startswith(name) or name.startswith(n)]
+        close = difflib.get_close_matches(str(name), slices, n=3) or list(slices)[:3]
         raise GateError(
             f"There is no group named {name!r}.",
-            seen=f"groups such as {', '.join((close or list(slices))[:5])}",
+            seen=f"groups such as {', '.join(close)}" if close else "a model with no prunable group",
             hint="use the names in gated.groups",
         )
     size = slices[name].stop - slices[name].start

@@ -20,6 +20,9 @@ from fxprune.runtime import OnnxModel
 __all__ = ["Latency", "compare_latency", "onnx_latency"]
 
 
+_RUNS_PER_TURN = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Latency:
     """Run times of one model.
@@ -65,7 +68,7 @@ def onnx_latency(
     repeats : int
         Runs to time, at least 1.
     warmup : int
-        Runs before that, not timed.
+        Untimed runs before every five that are timed.
 
     Returns
     -------
@@ -106,7 +109,7 @@ def compare_latency(
     repeats : int
         Timed runs per file, at least 1.
     warmup : int
-        Untimed runs per file before the first turn.
+        Untimed runs at the start of each turn.
 
     Returns
     -------
@@ -124,8 +127,9 @@ def compare_latency(
 
     Notes
     -----
-    The files take turns; each turn times one run, after one that is not timed and brings the file's
-    weights back into the processor's caches. Every round starts with another file.
+    In its turn a file runs `warmup` times untimed and five times timed; every round starts with
+    another file. The untimed runs matter: after another model has run, a small one was seen to take
+    1.5 times as long at first and to need four runs to settle.
     """
     if not isinstance(paths, Mapping) or not paths:
         raise ConfigError(
@@ -135,20 +139,18 @@ def compare_latency(
     check_count("warmup", warmup, least=0)
     models = {name: OnnxModel(path, threads=threads) for name, path in paths.items()}
     feeds = {name: model.feed(inputs) for name, model in models.items()}
-    for name, model in models.items():
-        for _ in range(warmup):
-            model.run(feeds[name])
     names = list(models)
     times: dict[str, list[int]] = {name: [] for name in names}
-    for turn in range(repeats):
-        first = turn % len(names)
+    for done in range(0, repeats, _RUNS_PER_TURN):
+        first = done // _RUNS_PER_TURN % len(names)
         for name in names[first:] + names[:first]:
             model, feed = models[name], feeds[name]
-            if len(names) > 1:
+            for _ in range(warmup):
                 model.run(feed)
-            start = time.perf_counter_ns()
-            model.run(feed)
-            times[name].append(time.perf_counter_ns() - start)
+            for _ in range(min(_RUNS_PER_TURN, repeats - done)):
+                start = time.perf_counter_ns()
+                model.run(feed)
+                times[name].append(time.perf_counter_ns() - start)
     batch = batch_size(normalize_inputs(inputs))
     return {
         name: _summary(found, threads, 1 if batch is None else batch)

@@ -33,6 +33,8 @@ class OnnxModel:
 
     Attributes
     ----------
+    path : str
+        The file.
     input_names, output_names : tuple of str
         Names in the file's order.
     input_shapes : tuple of tuple
@@ -47,6 +49,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
+        self.path = os.fspath(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = check_count("threads", threads)
         options.inter_op_num_threads = 1
@@ -55,12 +58,12 @@ class OnnxModel:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
+                self.path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise LoadError(
                 "onnxruntime cannot load the file.",
-                where=str(path),
+                where=self.path,
                 seen=first_lines(error),
                 hint="check that the file exists, is complete and needs only operators and dtypes "
                 "that onnxruntime has on the CPU",
@@ -101,6 +104,7 @@ class OnnxModel:
         if len(leaves) != len(self.input_names) or set(names) != set(self.input_names):
             raise InputError(
                 "The inputs do not fit the ONNX file.",
+                where=self.path,
                 seen=f"the file takes {list(self.input_names)}, given "
                 + (f"are {names}" if kwargs else f"by position: {len(leaves)}"),
                 hint="pass one tensor per input, by position or in a dict by name",
@@ -110,6 +114,7 @@ class OnnxModel:
         except TypeError as error:
             raise InputError(
                 "numpy does not know the dtype of an input.",
+                where=self.path,
                 seen=", ".join(str(leaf.dtype) for _, leaf in leaves),
                 hint="use float32 (model.float()) with onnxruntime on the CPU",
             ) from error
@@ -140,6 +145,7 @@ class OnnxModel:
             taken = dict(zip(self.input_names, self.input_shapes, strict=True))
             raise InputError(
                 "onnxruntime cannot run the model on these inputs.",
+                where=self.path,
                 seen=f"{given}; {first_lines(error)}",
                 hint=f"the file takes the shapes {taken}",
             ) from error

@@ -258,7 +258,8 @@ def _layer_norm(node: Node, view: _View) -> None:
     if len(values) != 1:
         return
     shape, ids = values[0]
-    count = len(_get_arg(node, 1, "normalized_shape"))
+    given = _get_arg(node, 1, "normalized_shape")
+    count = len(view.old_argument(node, 1) if isinstance(given, Node) else given)
     sizes = tuple(view.count(i, n) for i, n in zip(ids[-count:], shape[-count:], strict=True))
     _set_arg(node, 1, "normalized_shape", sizes)
 

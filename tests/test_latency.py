@@ -70,10 +70,11 @@ def test_times_are_milliseconds_of_one_run(fake):
 
 
 def test_files_take_turns(fake):
-    found = compare_latency({"a": "1", "b": "2", "c": "3"}, IMAGE, repeats=3, warmup=1)
+    found = compare_latency({"a": "1", "b": "2", "c": "3"}, IMAGE, repeats=12, warmup=1)
     assert {name: one.median_ms for name, one in found.items()} == {"a": 1.0, "b": 2.0, "c": 3.0}
-    rounds = ["112233", "223311", "331122"]
-    assert "".join(fake.order) == "123" + "".join(rounds)
+    assert {one.repeats for one in found.values()} == {12}
+    rounds = ["1" * 6 + "2" * 6 + "3" * 6, "2" * 6 + "3" * 6 + "1" * 6, "333111222"]
+    assert "".join(fake.order) == "".join(rounds)
 
 
 def test_scalars_count_as_one_example(fake):

@@ -129,7 +129,7 @@ class Analysis:
         return node.op == "call_function" and node.target is F.layer_norm
 
     def _unused(self) -> list[tuple[str, tuple[int, ...]]]:
-        touched = {owner.name for owner, _ in self.space.runs()}
+        touched = self._tracker.seen()
         return [
             (name, tuple(p.shape))
             for name, p in self.root.named_parameters()
@@ -142,7 +142,10 @@ class Analysis:
         main = traces["eval"]
         macs = table.terms([(factor, runs) for factor, runs in main.terms])
         shapes = {name: tuple(p.shape) for name, p in self.root.named_parameters()}
-        params = table.terms([_parameter_term(name, shape, grouping.axes) for name, shape in shapes.items()])
+        seen = self._tracker.seen()
+        params = table.terms(
+            [_parameter_term(name, shape, grouping.axes) for name, shape in shapes.items() if name in seen]
+        )
         shapes.update({name: tuple(b.shape) for name, b in self.root.named_buffers()})
         graphs = {
             mode: GraphPlan(trace, *self._gates(self.graphs[mode], trace, grouping))

@@ -97,6 +97,10 @@ class Tracker(DispatchMode):
             self._records[id(twin)] = TensorRecord(twin, none_ids(twin.dim()), twin, known, True)
         return twin
 
+    def seen(self) -> set[str]:
+        """Return the names of the parameters and floating-point buffers that the graphs refer to."""
+        return {owner.name for owner, _, _ in self._stored.values()}
+
     def record(self, tensor: Tensor) -> TensorRecord:
         """Return what is known of a tensor."""
         found = self._records.get(id(tensor))
