@@ -1,5 +1,19 @@
-"""fxprune: structured pruning on torch.fx graphs."""
+"""fxprune: structured pruning on torch.fx graphs.
+
+``auto_gate`` turns any model into one with gates on its prunable channels; ``compact`` cuts the closed ones out. The two compute the same.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
 
 from fxprune.api import auto_gate
+from fxprune.errors import FxpruneError
+from fxprune.export import export_onnx
+from fxprune.prune import prune
+from fxprune.verify import verify
 
-__all__ = ["auto_gate"]
+try:
+    __version__ = version("fxprune")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = ["FxpruneError", "auto_gate", "export_onnx", "prune", "verify"]

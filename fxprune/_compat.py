@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import fx
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DispatchMode", "OpOverload", "is_mutable", "is_pointwise", "is_view", "no_attention_fastpath", "op_name"]
+__all__ = ["DispatchMode", "OpOverload", "forget_tracer", "is_mutable", "is_pointwise", "is_view", "no_attention_fastpath", "op_name"]
 
 DispatchMode = TorchDispatchMode
+
+
+def forget_tracer(graph: fx.Graph) -> None:
+    """Make a graph not name the tracer that made it, so that unpickling it needs no fxprune."""
+    graph._tracer_cls = None
 
 
 def op_name(func: Any) -> str:

@@ -265,14 +265,19 @@ def _layer_norm(node: Node, view: _View) -> None:
 
 
 def _groups(node: Node, view: _View) -> None:
-    """Functional convolutions: only a depthwise one changes its number of groups."""
+    """Functional convolutions: as many groups as the kept input channels fill, going by the kept weight."""
     groups = _get_arg(node, 6, "groups", 1)
-    source = view.values(_get_arg(node, 0, "input"))
-    if groups == 1 or len(source) != 1:
+    source, weight = (view.values(_get_arg(node, i, n)) for i, n in ((0, "input"), (1, "weight")))
+    if groups == 1 or len(source) != 1 or len(weight) != 1:
         return
-    shape, ids = source[0]
-    if shape[1] == groups:
-        _set_arg(node, 6, "groups", view.count(ids[1], shape[1]))
+    (x_shape, x_ids), (w_shape, w_ids) = source[0], weight[0]
+    channel = 1 - len(w_shape)
+    inputs = view.count(x_ids[channel], x_shape[channel])
+    if "transpose" in getattr(node.target, "__name__", ""):
+        kept = inputs if x_shape[channel] == groups else groups
+    else:
+        kept = inputs // view.count(w_ids[1], w_shape[1])
+    _set_arg(node, 6, "groups", kept)
 
 
 _RULES: dict[Any, Callable[[Node, _View], None]] = {

@@ -141,13 +141,13 @@ class SliceChannels(Pass):
 
 def _conv(module: Any, widths: tuple[int, ...]) -> None:
     first, second = module.weight.shape[:2]
-    whole_groups = module.groups > 1 and module.groups == module.in_channels
     if module.transposed:
-        module.groups = first if whole_groups else module.groups
+        if module.groups > 1 and module.groups == module.in_channels:
+            module.groups = first
         module.in_channels, module.out_channels = first, second * module.groups
     else:
-        if whole_groups:
-            module.groups = first // (module.out_channels // module.groups)
+        if module.groups > 1 and widths:
+            module.groups = widths[-1 - len(module.kernel_size)] // second
         module.in_channels, module.out_channels = second * module.groups, first
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune._compat import forget_tracer
 from fxprune.errors import CaptureError
 
 __all__ = ["SymbolicTracer", "trace_modes"]
@@ -95,6 +96,7 @@ def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
         graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:  # noqa: BLE001 - the user's forward may raise anything while it is traced
         raise _failure(model, error) from error
+    forget_tracer(graph)
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.name.split("_1")[0] in concrete and not node.users:
             graph.erase_node(node)

@@ -6,7 +6,8 @@ to weight axes 0 and 1 (swapped, and divided by G on the other side, when transp
 * dense (G = 1): the input's ids are the weight's input ids; the output's are the weight's output ids.
 * depthwise (one input channel per group): nothing is summed over, output channel o follows its group's input.
 * grouped: all groups must keep equally many positions. The same positions are kept in every group, so the ids of
-  position i are tied across groups, on the input and on the output side.
+  position i are tied across groups, on the input and on the output side. With one output channel per group there is nothing
+  to choose inside a group: whole groups go, inputs and output together.
 
 Multiply-accumulates are the kept entries of the weight times the output pixels (input pixels when transposed).
 """
@@ -86,13 +87,18 @@ def _depthwise(op: Op, x: Tensor, weight: Tensor) -> AxisIds:
 
 
 def _grouped(op: Op, x: Tensor, weight: Tensor, groups: int) -> AxisIds:
-    inside = op.ids(weight)[1]
+    inside, out_ids = op.ids(weight)[1], op.ids(weight)[0]
     x_ids = op.ids(x)[1]
+    if weight.shape[0] == groups:
+        op.freeze(inside, f"{op.where} has one output per group: whole groups are pruned, not positions inside them")
+        op.contract(x, [1])
+        spread = None if out_ids is None else np.repeat(out_ids, x.shape[1] // groups)
+        op.unify(x_ids, spread, x.shape[1], _fixed(op))
+        return out_ids
     op.space.mark_input(inside)
-    spread: AxisIds = None if inside is None else np.tile(inside, groups)
+    spread = None if inside is None else np.tile(inside, groups)
     op.unify(x_ids, spread, x.shape[1], _fixed(op))
     op.contract(x, [1])
-    out_ids = op.ids(weight)[0]
     _tie_across_groups(op, out_ids, groups)
     return out_ids
 
@@ -102,8 +108,6 @@ def _tie_across_groups(op: Op, ids: AxisIds, groups: int) -> None:
         rows: Ids = ids.reshape(groups, -1)
         for row in rows[1:]:
             op.space.unify(rows[0], row, op.where, _fixed(op))
-        if rows.shape[1] == 1:
-            op.freeze(rows[0], f"{op.where} has one channel per group on this side")
 
 
 def _fixed(op: Op) -> str:

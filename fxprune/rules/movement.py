@@ -248,7 +248,7 @@ def pad(op: Op) -> None:
         if before < 0 or after < 0:
             axis = axis[max(0, -before) : len(axis) - max(0, -after)]
         ids[dim] = np.concatenate([op.fresh(max(0, before)), axis, op.fresh(max(0, after))])
-    op.set(tuple(ids))
+    op.set(tuple(ids), moved=None if op.arg(2, "value", 0) else x)
 
 
 @rule("aten::index", "aten::index_select", "aten::gather", "aten::masked_select", "aten::_unsafe_index")

@@ -13,7 +13,7 @@ from fxprune.analysis.axes import AxisIds, TensorIds
 from fxprune.analysis.op import Op, flat_tensors
 from fxprune.rules._registry import rule
 
-__all__ = ["broadcast_ids", "glu", "pointwise", "prelu", "same"]
+__all__ = ["broadcast_ids", "glu", "new", "pointwise", "prelu", "same"]
 
 
 def broadcast_ids(op: Op, tensors: list[Tensor], ndim: int) -> TensorIds:
@@ -60,6 +60,12 @@ def same(op: Op) -> None:
     for out in flat_tensors(op.out):
         if out.shape == x.shape:
             op.set(op.ids(x), out)
+
+
+@rule("aten::new_empty", "aten::new_zeros", "aten::new_ones", "aten::new_full")
+def new(op: Op) -> None:
+    """A new tensor of a given size: its positions may be dropped freely, axis 0 (the batch) aside."""
+    op.set(tuple(op.fresh(n) if d and n > 1 else None for d, n in enumerate(op.shape())))
 
 
 @rule("aten::_prelu_kernel", "aten::prelu")

@@ -116,7 +116,7 @@ def resample(op: Op) -> None:
         op.freeze(op.ids(other)[-spatial:], f"{op.where} works on it as on pixels")
     ids: tuple[AxisIds, ...] = (*op.ids(x)[:-spatial], *(None,) * spatial)
     for out in flat_tensors(op.out):
-        op.set(ids, out)
+        op.set(ids, out, moved=x)  # a channel of zeros stays one: gating before is gating after
 
 
 @rule("aten::embedding")
