@@ -9,6 +9,7 @@ from fxprune.api import auto_gate
 from fxprune.errors import FxpruneError
 from fxprune.export import export_onnx
 from fxprune.prune import prune
+from fxprune.serialize import load, save
 from fxprune.verify import verify
 
 try:
@@ -16,4 +17,4 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["FxpruneError", "auto_gate", "export_onnx", "prune", "verify"]
+__all__ = ["FxpruneError", "auto_gate", "export_onnx", "load", "prune", "save", "verify"]

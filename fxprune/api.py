@@ -15,8 +15,9 @@ from fxprune.capture import Captured, capture
 from fxprune.capture.guess import candidate_inputs
 from fxprune.errors import ConfigError, InputError
 from fxprune.gated import GatedModule
-from fxprune.inputs import ExampleInputs, normalize_inputs
+from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
 from fxprune.passes.insert_gates import GATES, InsertGates
+from fxprune.settings import Settings
 
 __all__ = ["Ignore", "auto_gate"]
 
@@ -65,12 +66,13 @@ def auto_gate(
     private = _copy(model)
     if example_inputs is None:
         captured = capture(private)
-        plan = _analyse_guessing(captured, ignored)
+        inputs, plan = _analyse_guessing(captured, ignored)
     else:
-        args, kwargs = normalize_inputs(example_inputs)
-        captured = capture(private, len(args), frozenset(kwargs))
-        plan = Analysis(captured.root, captured.graphs).run(args, kwargs, ignored)
-    return _gated(captured, plan)
+        inputs = normalize_inputs(example_inputs)
+        captured = capture(private, len(inputs[0]), frozenset(inputs[1]))
+        plan = Analysis(captured.root, captured.graphs).run(*inputs, ignored)
+    names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
+    return _gated(captured, plan, Settings.of(inputs, [n for n in names if ignored(n)]))
 
 
 def _check_model(model: Any) -> None:
@@ -139,11 +141,13 @@ def _matches(name: str, entry: Ignore, modules: dict[str, nn.Module]) -> bool:
     )
 
 
-def _analyse_guessing(captured: Captured, ignored: Callable[[str], str | None]) -> Plan:
+def _analyse_guessing(
+    captured: Captured, ignored: Callable[[str], str | None]
+) -> tuple[Inputs, Plan]:
     failures = []
     for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
         try:
-            return Analysis(captured.root, captured.graphs).run((guess,), {}, ignored)
+            return ((guess,), {}), Analysis(captured.root, captured.graphs).run((guess,), {}, ignored)
         except InputError as error:
             failures.append((tuple(guess.shape), error))
     shapes = ", ".join(str(shape) for shape, _ in failures)
@@ -156,7 +160,7 @@ def _analyse_guessing(captured: Captured, ignored: Callable[[str], str | None]) 
     ) from first
 
 
-def _gated(captured: Captured, plan: Plan) -> GatedModule:
+def _gated(captured: Captured, plan: Plan, settings: Settings) -> GatedModule:
     graphs: dict[str, fx.Graph] = {}
     root: fx.GraphModule | None = None
     for mode, graph in captured.graphs.items():
@@ -169,7 +173,7 @@ def _gated(captured: Captured, plan: Plan) -> GatedModule:
         root = stage if root is None else _merge(root, stage)
     if root is None:
         raise InputError("nothing was captured")
-    return GatedModule(root, graphs, plan)
+    return GatedModule(root, graphs, plan, settings)
 
 
 def _merge(root: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:

@@ -25,6 +25,7 @@ from fxprune.passes.pipeline import Pipeline
 from fxprune.passes.remove_gates import RemoveGates
 from fxprune.passes.resize_literals import ResizeLiterals
 from fxprune.passes.slice_channels import SliceChannels
+from fxprune.settings import Settings
 
 __all__ = ["GatedModule"]
 
@@ -42,21 +43,25 @@ class GatedModule(fx.GraphModule):
     graphs : mapping of str to fx.Graph
         Gated graph of each mode.
     plan : Plan
+    settings : Settings
+        How this module was made; enough to make it again from the original architecture.
     """
 
     plan: Plan
+    settings: Settings
 
-    def __init__(self, root: nn.Module, graphs: Mapping[str, fx.Graph], plan: Plan) -> None:
+    def __init__(
+        self, root: nn.Module, graphs: Mapping[str, fx.Graph], plan: Plan, settings: Settings
+    ) -> None:
         super().__init__(root, graphs["eval"], class_name="GatedModule")
         for graph in graphs.values():
             _adopt(self, root, graph)
         self.plan = plan
+        self.settings = settings
         self._cost_model = CostModel(plan)
         self._mode_graphs = dict(graphs)
-        if root.training is False:
-            self.eval()
-        else:
-            self._use_graph(root.training)
+        self.training = root.training
+        self._use_graph(root.training)
 
     # -- what can be pruned --------------------------------------------------------------------------------
     @property
@@ -173,7 +178,7 @@ class GatedModule(fx.GraphModule):
         Where the graph depends on the mode, the result picks one of two inner graphs by its ``training`` flag. Pickling such a module whole keeps
         the graph of its current mode only, as torch.fx pickles by tracing anew; its state_dict is not affected.
         """
-        root = copy.deepcopy(_holder(self))
+        root, own = _share_tensors(_holder(self))
         keep = self._keep_vector()
         stages = {}
         for mode, graph in self._mode_graphs.items():
@@ -183,8 +188,9 @@ class GatedModule(fx.GraphModule):
             )(stage)
             stages[mode] = stage
         result = stages["eval"] if len(stages) == 1 else _by_mode(stages)
-        for name, module in result.named_modules():
-            module.training = self.training if name == "" else module.training
+        _own_tensors(result, own)
+        result.training = self.training
+        result.meta["fxprune_recipe"] = self.settings.recipe(self.keep if self.groups else {})
         return result
 
     # -- module behaviour --------------------------------------------------------------------------------------
@@ -215,17 +221,18 @@ class GatedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> GatedModule:
         root = copy.deepcopy(_holder(self), memo)
         graphs = {mode: copy.deepcopy(graph) for mode, graph in self._mode_graphs.items()}
-        made = GatedModule(root, graphs, self.plan)
+        made = GatedModule(root, graphs, self.plan, self.settings)
         memo[id(self)] = made
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         records = {mode: graph_to_records(graph) for mode, graph in self._mode_graphs.items()}
-        return _rebuild, (_holder(self), records, self.plan)
+        return _rebuild, (_holder(self), records, self.plan, self.settings)
 
 
-def _rebuild(root: nn.Module, records: Mapping[str, Any], plan: Plan) -> GatedModule:
-    return GatedModule(root, {mode: graph_from_records(r) for mode, r in records.items()}, plan)
+def _rebuild(root: nn.Module, records: Mapping[str, Any], plan: Plan, settings: Settings) -> GatedModule:
+    graphs = {mode: graph_from_records(r) for mode, r in records.items()}
+    return GatedModule(root, graphs, plan, settings)
 
 
 def _holder(module: nn.Module) -> nn.Module:
@@ -238,6 +245,24 @@ def _holder(module: nn.Module) -> nn.Module:
     holder.__dict__.update(extra)
     holder.training = module.training
     return holder
+
+
+def _share_tensors(root: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """Return a deep copy of a module that shares its tensors, and these by id: slicing makes most of a copy needless."""
+    shared: dict[int, Any] = {id(t): t for t in (*root.parameters(), *root.buffers())}
+    return copy.deepcopy(root, dict(shared)), shared
+
+
+def _own_tensors(root: nn.Module, shared: Mapping[int, Tensor]) -> None:
+    """Replace tensors that are still shared by copies; tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for module in root.modules():
+        for store in (module._parameters, module._buffers):
+            for leaf, tensor in store.items():
+                if tensor is not None and id(tensor) in shared:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = copy.deepcopy(tensor)
+                    store[leaf] = made[id(tensor)]  # type: ignore[assignment]
 
 
 def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:

@@ -1,0 +1,380 @@
+"""`report`: what pruning changed, in widths, MACs, parameters, bytes and measured time.
+
+A ratio of MACs is not a speed-up, so the two never share a word here: MACs are *kept*, and a
+latency is a time that was measured, with its threads, batch and repeats beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import html
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune._files import replacing
+from fxprune._tables import Style, count, file_size, percent, shape_text, table
+from fxprune.analysis.plan import GroupKind
+from fxprune.errors import ConfigError, ExportError
+from fxprune.export import OnnxExport, export_onnx
+from fxprune.gated import GatedModule
+from fxprune.gates import GatedLayerNorm
+from fxprune.inputs import ExampleInputs, fit_inputs, normalize_inputs
+from fxprune.latency import Latency, compare_latency
+from fxprune.measure import count_macs, count_params, input_shapes
+
+__all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "report"]
+
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem; text-align: left; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWidth:
+    """A group's units before pruning and kept.
+
+    Attributes
+    ----------
+    name : str
+        The group.
+    kind : {"channel", "head", "head_dim", "branch"}
+        What a unit is.
+    size, kept : int
+        Units before, and kept by the masks.
+    """
+
+    name: str
+    kind: GroupKind
+    size: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShapes:
+    """A parameter's shape before and after.
+
+    Attributes
+    ----------
+    name : str
+        Fully qualified name of the parameter.
+    kind : str
+        Type of the module that holds it.
+    before, after : tuple of int, or None
+        Shapes; None where the model has no parameter of that name.
+    """
+
+    name: str
+    kind: str
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of one model.
+
+    Attributes
+    ----------
+    macs : int
+        Multiply-accumulates of one forward, batch included.
+    params : int
+        Number of parameters.
+    file_bytes : int or None
+        Size of the ONNX file in bytes; None when the model could not be exported.
+    latency : Latency or None
+        Measured time of one run in onnxruntime; None when it was not measured.
+    """
+
+    macs: int
+    params: int
+    file_bytes: int | None
+    latency: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What changed between two models; `str` gives tables.
+
+    Attributes
+    ----------
+    before, after : Figures
+        The figures of each model.
+    input_shapes : tuple of tuple of int
+        Shapes of the inputs that they hold for.
+    groups : tuple of GroupWidth
+        The groups, when the model before is a gated one.
+    layers : tuple of LayerShapes
+        Every parameter of either model.
+    notes : tuple of str
+        What could not be measured, and why.
+    """
+
+    before: Figures
+    after: Figures
+    input_shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[GroupWidth, ...]
+    layers: tuple[LayerShapes, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"{title}\n\n{body}" for title, body in self._sections("text"))
+
+    def to_markdown(self) -> str:
+        """Return the tables in Markdown."""
+        return "\n\n".join(f"## {title}\n\n{body}" for title, body in self._sections("markdown"))
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the tables as one HTML page.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            The file; its directory must exist. An older file is replaced in one step.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ConfigError
+            When the file cannot be written.
+        """
+        sections = "\n".join(
+            f"<h2>{html.escape(title)}</h2>\n{body}" for title, body in self._sections("html")
+        )
+        page = (
+            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+            f"<title>fxprune report</title>\n<style>\n{_STYLE}</style>\n{sections}\n</html>\n"
+        )
+        with replacing(path) as draft:
+            draft.write_text(page, encoding="utf-8")
+        return Path(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values.
+
+        Returns
+        -------
+        dict
+            JSON-serialisable, with the names of the attributes as keys, and ``macs_kept`` and
+            ``params_kept``, shares of the model before (None when that has none).
+        """
+        return {
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "before": dataclasses.asdict(self.before),
+            "after": dataclasses.asdict(self.after),
+            "macs_kept": self.after.macs / self.before.macs if self.before.macs else None,
+            "params_kept": self.after.params / self.before.params if self.before.params else None,
+            "groups": [dataclasses.asdict(group) for group in self.groups],
+            "layers": [
+                {
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "before": None if layer.before is None else list(layer.before),
+                    "after": None if layer.after is None else list(layer.after),
+                }
+                for layer in self.layers
+            ],
+            "notes": list(self.notes),
+        }
+
+    def _sections(self, style: Style) -> list[tuple[str, str]]:
+        summary = self._summary(style)
+        lines = [self._kept_line(), *self._latency_lines(), *self.notes]
+        if style == "html":
+            lines = [f"<p>{html.escape(line)}</p>" for line in lines]
+        separator = "\n\n" if style == "markdown" else "\n"
+        title = f"Summary at input {', '.join(map(shape_text, self.input_shapes))}"
+        sections = [(title, f"{summary}\n\n{separator.join(lines)}")]
+        if self.groups:
+            sections.append(("Groups", self._groups(style)))
+        if self.layers:
+            sections.append(("Layers", self._layers(style)))
+        return sections
+
+    def _summary(self, style: Style) -> str:
+        a, b = self.before, self.after
+        rows = [
+            ("MACs", count(a.macs), count(b.macs), percent(b.macs, a.macs)),
+            ("parameters", count(a.params), count(b.params), percent(b.params, a.params)),
+        ]
+        if a.file_bytes is not None and b.file_bytes is not None:
+            kept = percent(b.file_bytes, a.file_bytes)
+            rows.append(("ONNX file", file_size(a.file_bytes), file_size(b.file_bytes), kept))
+        if a.latency is not None and b.latency is not None:
+            times = (f"{one.median_ms:.3g} ms" for one in (a.latency, b.latency))
+            rows.append(("measured latency", *times, ""))
+        return table(rows, ("", "before", "after", "kept"), style)
+
+    def _kept_line(self) -> str:
+        a, b = self.before, self.after
+        return (
+            f"MACs kept {percent(b.macs, a.macs)}, parameters kept {percent(b.params, a.params)}"
+        )
+
+    def _latency_lines(self) -> list[str]:
+        a, b = self.before.latency, self.after.latency
+        if a is None or b is None:
+            return []
+        threads = f"{a.threads} thread{'' if a.threads == 1 else 's'}"
+        return [
+            f"latency {a.median_ms:.3g} ms -> {b.median_ms:.3g} ms "
+            f"({threads}, batch {a.batch}, median of {a.repeats})"
+        ]
+
+    def _groups(self, style: Style) -> str:
+        rows = ((g.name, g.kind, g.size, g.kept, percent(g.kept, g.size)) for g in self.groups)
+        return table(rows, ("group", "kind", "units before", "kept", "share"), style)
+
+    def _layers(self, style: Style) -> str:
+        """One row per module, with the shape of its largest parameter."""
+        modules: dict[str, list[LayerShapes]] = {}
+        for layer in self.layers:
+            modules.setdefault(layer.name.rpartition(".")[0], []).append(layer)
+        rows = []
+        for own in modules.values():
+            largest = max(own, key=lambda layer: math.prod(layer.before or layer.after or ()))
+            shapes = [
+                "none" if shape is None else shape_text(shape)
+                for shape in (largest.before, largest.after)
+            ]
+            same = all(layer.before == layer.after for layer in own)
+            rows.append((largest.name, largest.kind, shapes[0], "unchanged" if same else shapes[1]))
+        return table(rows, ("parameter", "kind", "before", "after"), style)
+
+
+def report(
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    latency: bool = True,
+    threads: int = 1,
+    repeats: int = 30,
+) -> Report:
+    """Compare two models: widths, MACs, parameters, ONNX file size, measured latency.
+
+    Parameters
+    ----------
+    before, after : nn.Module or GatedModule
+        The models; neither is changed. A gated `before` counts with all its gates open, a gated
+        `after` as what its masks keep.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs for both; their batch is the one measured.
+    latency : bool
+        Measure both ONNX files in onnxruntime on the CPU, in turns.
+    threads : int
+        Threads one operator may use.
+    repeats : int
+        Timed runs per model.
+
+    Returns
+    -------
+    Report
+        ``print`` shows its tables.
+
+    Raises
+    ------
+    ConfigError
+        When an argument has the wrong type or range.
+    InputError
+        When a model does not run on the inputs.
+
+    Notes
+    -----
+    Both models are exported to a temporary directory and deleted afterwards. When an export fails,
+    file sizes and latency are left out and `Report.notes` says why.
+
+    Examples
+    --------
+    >>> net, small = nn.Linear(8, 4), nn.Linear(8, 2)
+    >>> report(net, small, torch.zeros(1, 8), latency=False).to_dict()["macs_kept"]
+    0.5
+    """
+    for name, model in (("before", before), ("after", after)):
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"The '{name}' argument of report must be a torch.nn.Module.",
+                seen=type(model).__name__,
+            )
+    inputs = normalize_inputs(example_inputs)
+    groups = _group_widths(before) if isinstance(before, GatedModule) else ()
+    models = {"before": _dense(before), "after": _kept(after)}
+    macs = {name: count_macs(model, example_inputs) for name, model in models.items()}
+    files: dict[str, OnnxExport] = {}
+    times: dict[str, Latency] = {}
+    notes: tuple[str, ...] = ()
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch:
+        try:
+            for name, model in models.items():
+                path = Path(scratch) / f"{name}.onnx"
+                files[name] = export_onnx(model, path, example_inputs, dynamic_batch=False)
+        except ExportError as error:
+            notes = (f"The model {name} is not measured as an ONNX file: {error.what}",)
+        if latency and not notes:
+            paths = {name: export.path for name, export in files.items()}
+            fitted = fit_inputs(models["before"], inputs)
+            feed = fitted[1] or fitted[0]
+            times = compare_latency(paths, feed, threads=threads, repeats=repeats)
+    figures = {
+        name: Figures(
+            macs[name],
+            count_params(model),
+            None if notes else files[name].bytes,
+            times.get(name),
+        )
+        for name, model in models.items()
+    }
+    return Report(
+        figures["before"],
+        figures["after"],
+        input_shapes(inputs),
+        groups,
+        _layer_shapes(models["before"], models["after"]),
+        notes,
+    )
+
+
+def _dense(model: nn.Module) -> nn.Module:
+    """Return a gated model's compact form with every unit kept; another model as it is."""
+    if not isinstance(model, GatedModule):
+        return model
+    dense = copy.deepcopy(model)
+    dense.set_keep({g.name: torch.ones(g.size, dtype=torch.bool) for g in dense.groups})
+    return dense.compact()
+
+
+def _kept(model: nn.Module) -> nn.Module:
+    return model.compact() if isinstance(model, GatedModule) else model
+
+
+def _group_widths(gated: GatedModule) -> tuple[GroupWidth, ...]:
+    keep = gated.keep if gated.groups else {}
+    return tuple(GroupWidth(g.name, g.kind, g.size, int(keep[g.name].sum())) for g in gated.groups)
+
+
+def _layer_shapes(before: nn.Module, after: nn.Module) -> tuple[LayerShapes, ...]:
+    first, second = (
+        {name: tuple(p.shape) for name, p in model.named_parameters()} for model in (before, after)
+    )
+    kinds: dict[str, str] = {}
+    for model in (after, before):
+        for path, module in model.named_modules(remove_duplicate=False):
+            plain = isinstance(module, GatedLayerNorm)
+            kinds[path] = "LayerNorm" if plain else type(module).__name__
+    return tuple(
+        LayerShapes(name, kinds[name.rpartition(".")[0]], first.get(name), second.get(name))
+        for name in dict.fromkeys([*first, *second])
+    )

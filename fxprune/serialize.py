@@ -1,0 +1,98 @@
+"""Save a compact model as data only: its state_dict and a JSON recipe. No code is pickled; loading uses ``weights_only=True``."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import fx, nn
+
+from fxprune._files import replacing
+from fxprune.api import auto_gate
+from fxprune.errors import ConfigError, FxpruneError, LoadError
+from fxprune.settings import Recipe
+
+__all__ = ["load", "save"]
+
+
+def save(compact: fx.GraphModule, path: str | os.PathLike[str]) -> None:
+    """Save a compact model.
+
+    Parameters
+    ----------
+    compact : torch.fx.GraphModule
+        Made by ``gated.compact()`` or `fxprune.prune`; it may have been trained since.
+    path : path
+        Written beside, then renamed: a failure leaves an older file untouched.
+
+    Raises
+    ------
+    ConfigError
+        If `compact` carries no recipe, or `path` cannot be written.
+    """
+    recipe = compact.meta.get("fxprune_recipe") if isinstance(compact, fx.GraphModule) else None
+    if not isinstance(recipe, str):
+        raise ConfigError(
+            "Only a compact model that fxprune made can be saved.",
+            seen=f"a {type(compact).__name__} without a recipe",
+            hint="save what gated.compact() or fxprune.prune() returned",
+        )
+    with replacing(path) as temporary:
+        torch.save({"fxprune": recipe, "state_dict": compact.state_dict()}, temporary)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
+    """Load a compact model.
+
+    Parameters
+    ----------
+    path : path
+        A file written by `save`.
+    model : nn.Module
+        An instance of the original, unpruned architecture, with any weights. Never changed.
+
+    Returns
+    -------
+    torch.fx.GraphModule
+        The compact model, bit-identical to the one saved.
+
+    Raises
+    ------
+    LoadError
+        If the file is damaged or foreign, or `model` is of another architecture.
+    """
+    recipe, state = _read(path)
+    args, kwargs = recipe.inputs
+    inputs: Any = {**kwargs} if kwargs and not args else args
+    gated = auto_gate(model, inputs, ignore=recipe.ignored)
+    sizes = {group.name: group.size for group in gated.groups}
+    saved = {name: len(mask) for name, mask in recipe.keep.items()}
+    if sizes != saved:
+        differing = sorted(set(sizes.items()) ^ set(saved.items()))[0][0]
+        raise LoadError(
+            f"{path} was saved from another architecture than the {type(model).__name__} given.",
+            seen=f"group {differing!r} has {sizes.get(differing)} units here and {saved.get(differing)} in the file",
+            hint="build the model exactly as it was before pruning",
+        )
+    try:
+        gated.set_keep(recipe.keep)
+        compact = gated.compact()
+        compact.load_state_dict(state)
+    except (FxpruneError, RuntimeError) as error:
+        raise LoadError(f"{path} does not fit the {type(model).__name__} given: {error}") from error
+    return compact
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Recipe, dict[str, Any]]:
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+        return Recipe.parse(data["fxprune"]), data["state_dict"]
+    except FileNotFoundError as error:
+        raise LoadError(f"There is no file {path}.", hint="give the path that fxprune.save wrote") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
+        raise LoadError(f"{path} is damaged or not a file that torch can read: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LoadError(f"{path} was not written by fxprune.save.", seen=f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,107 @@
+"""How a gated model was made, as plain JSON: with the original architecture, enough to make it and its compact form again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.inputs import Inputs
+
+__all__ = ["FORMAT", "Recipe", "Settings"]
+
+FORMAT = 1
+"""Version of the recipe; a reader refuses newer ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Arguments of `fxprune.auto_gate`, reduced to what can be written down.
+
+    Attributes
+    ----------
+    inputs : str
+        JSON of the example inputs' structure, shapes and dtypes.
+    ignored : tuple[str, ...]
+        Names of the parameters and buffers that were ignored.
+    """
+
+    inputs: str
+    ignored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, inputs: Inputs, ignored: Sequence[str]) -> Settings:
+        """Describe example inputs and ignored names."""
+        args, kwargs = inputs
+        described = {"args": [_describe(a) for a in args], "kwargs": {k: _describe(v) for k, v in kwargs.items()}}
+        return cls(json.dumps(described), tuple(ignored))
+
+    def recipe(self, keep: Mapping[str, Tensor]) -> str:
+        """Return the JSON recipe of a compact model: these settings and its masks (one character per unit)."""
+        masks = {name: "".join("1" if k else "0" for k in mask.tolist()) for name, mask in keep.items()}
+        return json.dumps(
+            {"format": FORMAT, "inputs": json.loads(self.inputs), "ignored": self.ignored, "keep": masks}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe read back.
+
+    Attributes
+    ----------
+    inputs : tuple (args, kwargs)
+        Meta tensors of the example inputs' shapes.
+    ignored : tuple[str, ...]
+    keep : dict of str to bool Tensor
+    """
+
+    inputs: Inputs
+    ignored: tuple[str, ...]
+    keep: Mapping[str, Tensor]
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Read a recipe.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If the text is no recipe, or of a newer format.
+        """
+        data = json.loads(text)
+        if data["format"] > FORMAT:
+            raise ValueError(f"format {data['format']} is newer than {FORMAT}")
+        args = tuple(_rebuild(a) for a in data["inputs"]["args"])
+        kwargs = {k: _rebuild(v) for k, v in data["inputs"]["kwargs"].items()}
+        keep = {
+            name: torch.tensor([c == "1" for c in mask], dtype=torch.bool)
+            for name, mask in data["keep"].items()
+        }
+        return cls((args, kwargs), tuple(data["ignored"]), keep)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_describe(v) for v in value]}
+    if isinstance(value, dict):
+        return {"dict": {str(k): _describe(v) for k, v in value.items()}}
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return {"value": value}
+    return {"value": None}
+
+
+def _rebuild(data: Any) -> Any:
+    if "shape" in data:
+        return torch.empty(data["shape"], dtype=getattr(torch, data["dtype"]), device="meta")
+    if "list" in data:
+        return tuple(_rebuild(v) for v in data["list"])
+    if "dict" in data:
+        return {k: _rebuild(v) for k, v in data["dict"].items()}
+    return data["value"]
