@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from tabulate import tabulate
 
-__all__ = ["Style", "count", "file_size", "percent", "shape_text", "table"]
+__all__ = ["Style", "count", "file_size", "html_page", "percent", "shape_text", "table"]
 
 Style = Literal["text", "markdown", "html"]
 
 _FORMATS = {"text": "simple", "markdown": "pipe", "html": "html"}
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem; text-align: left; }
+"""
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -41,7 +47,7 @@ def _cell(value: object, style: Style) -> object:
 
 
 def count(number: float) -> str:
-    """Return a number with three significant digits and a unit: ``1814073344`` becomes ``1.81 G``."""
+    """Return a number with three digits and a unit: ``1814073344`` becomes ``1.81 G``."""
     for step, unit in _STEPS:
         if number >= 0.9995 * step:
             return f"{_three(number / step)} {unit}"
@@ -55,7 +61,7 @@ def file_size(number: int) -> str:
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """Return a share with one decimal; only all of it is 100 %, only nothing 0 %, of nothing n/a."""
+    """Return a share with one decimal; only all is 100 %, only nothing is 0 %, of nothing n/a."""
     if not whole:
         return "n/a"
     share = 100 * part / whole
@@ -72,3 +78,25 @@ def shape_text(shape: Sequence[int]) -> str:
 def _three(number: float) -> str:
     decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
     return f"{number:.{decimals}f}"
+
+
+def html_page(title: str, sections: Iterable[tuple[str, str]]) -> str:
+    """Return a whole HTML page.
+
+    Parameters
+    ----------
+    title : str
+        Title of the page.
+    sections : iterable of (str, str)
+        Headings as plain text, and what stands below them in HTML.
+
+    Returns
+    -------
+    str
+        The page; it refers to no other file.
+    """
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{text}" for heading, text in sections)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}</style>\n{body}\n</html>\n"
+    )

@@ -17,8 +17,8 @@ from fxprune.api import Ignore, auto_gate
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
 from fxprune.gates import GatedLayerNorm
-from fxprune.inputs import ExampleInputs, normalize_inputs
-from fxprune.measure import guess_inputs, input_shapes
+from fxprune.inputs import ExampleInputs
+from fxprune.measure import gated_inputs, input_shapes
 
 __all__ = ["Explanation", "ModuleShare", "ParameterShare", "explain"]
 
@@ -87,9 +87,8 @@ class Explanation:
         Share of the parameters, 0 to 1: a parameter is prunable when one of its axes is in a group.
     prunable_macs : float
         Share of the multiply-accumulates, 0 to 1, of operators with at least one prunable axis.
-    input_shapes : tuple of tuple of int, or None
-        Shapes of the inputs that `macs` holds for; None when the model was gated elsewhere at a
-        shape that is not among the usual ones.
+    input_shapes : tuple of tuple of int
+        Shapes of the inputs that `macs` holds for.
     groups : tuple of ChannelGroup
         What is kept or removed together.
     frozen : tuple of FrozenAxis
@@ -102,7 +101,7 @@ class Explanation:
     macs: int
     prunable_params: float
     prunable_macs: float
-    input_shapes: tuple[tuple[int, ...], ...] | None
+    input_shapes: tuple[tuple[int, ...], ...]
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[FrozenAxis, ...]
     modules: tuple[ModuleShare, ...]
@@ -127,9 +126,7 @@ class Explanation:
             "macs": self.macs,
             "prunable_params": self.prunable_params,
             "prunable_macs": self.prunable_macs,
-            "input_shapes": None
-            if self.input_shapes is None
-            else [list(shape) for shape in self.input_shapes],
+            "input_shapes": [list(shape) for shape in self.input_shapes],
             "groups": [
                 {
                     "name": group.name,
@@ -172,9 +169,7 @@ class Explanation:
         return "\n\n".join(f"{mark}{title}\n\n{body}" for title, body in parts)
 
     def _summary(self, style: Style) -> str:
-        at = "at the shape it was gated with"
-        if self.input_shapes is not None:
-            at = f"at input {', '.join(map(shape_text, self.input_shapes))}"
+        at = f"at input {', '.join(map(shape_text, self.input_shapes))}"
         rows = [
             ("parameters", count(self.params), percent(self.prunable_params)),
             (f"MACs {at}", count(self.macs), percent(self.prunable_macs)),
@@ -200,9 +195,7 @@ class Explanation:
         return table(rows, ("group", "kind", "units", "axes"), style)
 
     def _frozen(self, style: Style) -> str:
-        rows = (
-            (axes, positions, axis.reason) for axes, positions, axis in _collapsed(self.frozen)
-        )
+        rows = ((axes, positions, axis.reason) for axes, positions, axis in _collapsed(self.frozen))
         return table(rows, ("axis", "positions", "why it stays"), style)
 
 
@@ -257,11 +250,6 @@ def explain(
         gated = model
     else:
         gated = auto_gate(model, example_inputs, ignore=ignore)
-    if example_inputs is None:
-        guessed = guess_inputs(gated)
-        shapes = None if guessed is None else (tuple(guessed.shape),)
-    else:
-        shapes = input_shapes(normalize_inputs(example_inputs))
     modules = _module_shares(gated, model)
     params = sum(module.params for module in modules)
     prunable = sum(module.prunable_params for module in modules)
@@ -273,7 +261,7 @@ def explain(
         macs=macs,
         prunable_params=prunable / params if params else 0.0,
         prunable_macs=(macs - fixed) / macs if macs else 0.0,
-        input_shapes=shapes,
+        input_shapes=input_shapes(gated_inputs(gated)),
         groups=gated.groups,
         frozen=gated.frozen,
         modules=modules,

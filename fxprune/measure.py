@@ -1,18 +1,15 @@
-"""What a model is before any file is written: multiply-accumulates, parameters, the inputs it takes."""
+"""What can be said of a model without a file: multiply-accumulates, parameters, its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune._compat import no_attention_fastpath
-from fxprune.capture.guess import candidate_inputs
 from fxprune.errors import InputError
 from fxprune.gated import GatedModule
 from fxprune.inputs import (
@@ -24,8 +21,9 @@ from fxprune.inputs import (
     normalize_inputs,
 )
 from fxprune.runtime import first_lines
+from fxprune.settings import Recipe
 
-__all__ = ["count_macs", "count_params", "evaluating", "guess_inputs", "input_shapes"]
+__all__ = ["count_macs", "count_params", "evaluating", "gated_inputs", "input_shapes"]
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
@@ -92,45 +90,30 @@ def input_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
 
-def guess_inputs(gated: GatedModule) -> Tensor | None:
-    """Return an input at which a gated model has the costs that its analysis found.
+def gated_inputs(gated: GatedModule) -> Inputs:
+    """Return inputs of the shapes and dtypes that a model was gated with, given or guessed.
 
     Parameters
     ----------
     gated : GatedModule
-        Run on meta tensors only.
+        Only read.
 
     Returns
     -------
-    Tensor or None
-        The likely shapes that `auto_gate` tries are tried here: one fits when the model runs on it
-        and has as many multiply-accumulates. Floating inputs come from the standard normal
-        distribution (always the same values), integer ones are zeros. None when no shape fits.
+    tuple of (tuple, dict)
+        Tensors on the CPU: floating ones from the standard normal distribution, always the same
+        values; others zero.
     """
-    tensors = {**dict(gated.named_parameters()), **dict(gated.named_buffers())}
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    wanted = gated.cost_of(np.ones(gated.plan.n_units, dtype=bool)).macs
-    try:
-        guesses = list(candidate_inputs(gated, gated.graph))
-    except InputError:
-        return None
-    for guess in guesses:
-        counter = FlopCounterMode(display=False)
-        try:
-            with evaluating(gated), torch.no_grad(), no_attention_fastpath(), counter:
-                functional_call(gated, state, (guess,))
-        except Exception:  # noqa: BLE001 - a wrong guess may fail in any way
-            continue
-        if counter.get_total_flops() // 2 == wanted:
-            return _filled(guess)
-    return None
-
-
-def _filled(guess: Tensor) -> Tensor:
-    if not guess.is_floating_point():
-        return torch.zeros(guess.shape, dtype=guess.dtype)
+    described = Recipe.parse(gated.settings.recipe({})).inputs
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(guess.shape, generator=generator).to(guess.dtype)
+
+    def fill(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+
+    filled: Inputs = map_tensors(described, fill)
+    return filled
 
 
 @contextmanager

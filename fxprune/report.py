@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fxprune._files import replacing
-from fxprune._tables import Style, count, file_size, percent, shape_text, table
+from fxprune._tables import Style, count, file_size, html_page, percent, shape_text, table
 from fxprune.analysis.plan import GroupKind
 from fxprune.errors import ConfigError, ExportError
 from fxprune.export import OnnxExport, export_onnx
@@ -29,14 +29,9 @@ from fxprune.gates import GatedLayerNorm
 from fxprune.inputs import ExampleInputs, fit_inputs, normalize_inputs
 from fxprune.latency import Latency, compare_latency
 from fxprune.measure import count_macs, count_params, input_shapes
+from fxprune.plot import plot_widths
 
 __all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "report"]
-
-_STYLE = """\
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem; text-align: left; }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +146,31 @@ class Report:
         ConfigError
             When the file cannot be written.
         """
-        sections = "\n".join(
-            f"<h2>{html.escape(title)}</h2>\n{body}" for title, body in self._sections("html")
-        )
-        page = (
-            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-            f"<title>fxprune report</title>\n<style>\n{_STYLE}</style>\n{sections}\n</html>\n"
-        )
         with replacing(path) as draft:
+            page = html_page("fxprune report", self._sections("html"))
             draft.write_text(page, encoding="utf-8")
         return Path(path)
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw the groups' widths before and kept; needs the extra ``fxprune[plot]``.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            The file, ending in ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ConfigError
+            When matplotlib is not installed, the model before was not a gated one, or the file
+            cannot be written.
+        """
+        return plot_widths([(g.name, g.size, g.kept) for g in self.groups], self._kept_line(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values.
@@ -206,7 +216,7 @@ class Report:
 
     def _summary(self, style: Style) -> str:
         a, b = self.before, self.after
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("MACs", count(a.macs), count(b.macs), percent(b.macs, a.macs)),
             ("parameters", count(a.params), count(b.params), percent(b.params, a.params)),
         ]
@@ -220,9 +230,7 @@ class Report:
 
     def _kept_line(self) -> str:
         a, b = self.before, self.after
-        return (
-            f"MACs kept {percent(b.macs, a.macs)}, parameters kept {percent(b.params, a.params)}"
-        )
+        return f"MACs kept {percent(b.macs, a.macs)}, parameters kept {percent(b.params, a.params)}"
 
     def _latency_lines(self) -> list[str]:
         a, b = self.before.latency, self.after.latency
@@ -243,7 +251,7 @@ class Report:
         modules: dict[str, list[LayerShapes]] = {}
         for layer in self.layers:
             modules.setdefault(layer.name.rpartition(".")[0], []).append(layer)
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for own in modules.values():
             largest = max(own, key=lambda layer: math.prod(layer.before or layer.after or ()))
             shapes = [

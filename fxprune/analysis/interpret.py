@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from fxprune._compat import no_attention_fastpath
 from fxprune.analysis.axes import TensorIds
@@ -16,7 +18,10 @@ from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.tracker import Contraction, MacsTerm, NormSite, Tracker
 from fxprune.errors import FxpruneError, InputError
 
-__all__ = ["GraphTrace", "describe_node", "fetch", "interpret"]
+__all__ = ["RESIZABLE", "GraphTrace", "describe_node", "fetch", "interpret"]
+
+RESIZABLE = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
+"""Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""
 
 NodeIds = tuple[tuple[tuple[int, ...], TensorIds], ...]
 
@@ -160,7 +165,10 @@ class _Walk:
         args = fx.map_arg(node.args, self.env.__getitem__)
         kwargs = fx.map_arg(node.kwargs, self.env.__getitem__)
         if node.op == "call_module":
-            return self._clone(fetch(self.root, str(node.target)))(*args, **kwargs)
+            module = fetch(self.root, str(node.target))
+            value = self._clone(module)(*args, **kwargs)
+            self._freeze_unknown(module)
+            return value
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_function":
@@ -168,6 +176,14 @@ class _Walk:
             return target(*args, **kwargs)
         self.trace.outputs = [self.tracker.record(t).ids for t in flat_tensors(args[0])]
         return args[0]
+
+    def _freeze_unknown(self, module: nn.Module) -> None:
+        """Freeze the parameters of a module whose own size attributes nobody knows how to update."""
+        if not isinstance(module, RESIZABLE):
+            for tensor in module.parameters():
+                for axis in self.tracker.record(self._twin(tensor)).ids:
+                    kind = type(module).__name__
+                    self.tracker.space.freeze(axis, f"{self.tracker.where} is a {kind}, which is kept whole")
 
     def _attribute(self, target: str) -> Any:
         value = fetch(self.root, target)
@@ -289,7 +305,7 @@ def _is_torch(root: nn.Module, node: fx.Node) -> bool:
     """Return whether the code a node runs is torch's own, which takes its sizes from its inputs."""
     if node.op == "call_function":
         module = getattr(node.target, "__module__", "") or ""
-        return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "torchvision", "")
+        return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "")
     if node.op == "call_module":
-        return type(fetch(root, str(node.target))).__module__.partition(".")[0] in ("torch", "torchvision")
+        return type(fetch(root, str(node.target))).__module__.partition(".")[0] == "torch"
     return True

@@ -1,0 +1,66 @@
+"""Pictures of reports; matplotlib is imported only here, and only when a picture is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fxprune._files import replacing
+from fxprune.errors import ConfigError
+
+__all__ = ["plot_widths"]
+
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def plot_widths(
+    widths: Sequence[tuple[str, int, int]], title: str, path: str | os.PathLike[str]
+) -> Path:
+    """Draw widths before and after as bars.
+
+    Parameters
+    ----------
+    widths : sequence of (str, int, int)
+        Name, width before and width after; one bar each, from top to bottom.
+    title : str
+        Shown above the bars.
+    path : str or PathLike
+        The file, ending in ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        When matplotlib is not installed, there is nothing to draw, or the file cannot be written.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in _FORMATS:
+        raise ConfigError(
+            "The picture's file name must end in .png, .svg or .pdf.", seen=target.name
+        )
+    if not widths:
+        raise ConfigError("There are no widths to draw.", hint="report a gated model before")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "Pictures need matplotlib, which is not installed.", hint="pip install 'fxprune[plot]'"
+        ) from error
+    figure = Figure(figsize=(8, 1.5 + 0.22 * len(widths)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(widths))
+    axes.barh(places, [before for _, before, _ in widths], color="#d0d7de", label="before")
+    axes.barh(places, [after for _, _, after in widths], color="#0969da", label="kept")
+    axes.set_yticks(places, [name for name, _, _ in widths], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("units")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=2)
+    with replacing(target) as draft:
+        figure.savefig(draft, format=target.suffix.lower().lstrip("."), dpi=150)
+    return target
