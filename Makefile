@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 # Two test processes of one thread each: torch's own threads would spin against each other.
 PYTEST_FLAGS ?= -n 2
-export OMP_NUM_THREADS ?= 1
+test: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types format clean

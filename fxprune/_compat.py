@@ -12,7 +12,16 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DispatchMode", "OpOverload", "forget_tracer", "is_mutable", "is_pointwise", "is_view", "no_attention_fastpath", "op_name"]
+__all__ = [
+    "DispatchMode",
+    "OpOverload",
+    "forget_tracer",
+    "is_mutable",
+    "is_pointwise",
+    "is_view",
+    "no_attention_fastpath",
+    "op_name",
+]
 
 DispatchMode = TorchDispatchMode
 
@@ -34,7 +43,7 @@ def is_mutable(func: Any) -> bool:
 
 @functools.cache
 def is_pointwise(name: str) -> bool:
-    """Return whether ATen tags an operator, or the out-of-place twin of an in-place one, as pointwise."""
+    """Return whether ATen tags an operator, or its out-of-place twin, as pointwise."""
     namespace, _, operator = name.partition("::")
     for twin in (operator, operator.removesuffix("_")):
         packet = getattr(getattr(torch.ops, namespace), twin, None)

@@ -20,7 +20,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     ConfigError
-        If `path` is a directory or its directory cannot be written. A file that was there is untouched then, and after any error in the block.
+        If `path` is a directory or its directory cannot be written. A file that was there is
+        untouched then, and after any error in the block.
     """
     target = Path(path)
     if target.is_dir():
@@ -29,7 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
         raise ConfigError(
-            f"{target} cannot be written: {error.strerror}.", hint="the directory must exist and be writable"
+            f"{target} cannot be written: {error.strerror}.",
+            hint="the directory must exist and be writable",
         ) from error
     os.close(handle)
     temporary = Path(name)

@@ -1,4 +1,7 @@
-"""Turn an fx graph into plain records and back, keeping node names (torch.fx itself pickles by tracing anew, which may rename)."""
+"""Turn an fx graph into plain records and back, keeping node names.
+
+(torch.fx itself pickles by tracing anew, which may rename nodes.)
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,15 @@ Record = tuple[str, str, Any, Any, Any, dict[str, Any]]
 
 
 def graph_to_records(graph: fx.Graph) -> list[Record]:
-    """Return (name, op, target, args, kwargs, meta) of every node; meta holds the user's source line only."""
+    """Return (name, op, target, args, kwargs, meta) of every node.
+
+    Of the metadata, only the user's source line is kept.
+    """
     records = []
     for node in graph.nodes:
         meta = {k: v for k, v in node.meta.items() if k == "fxprune_source"}
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _Ref(n.name))
+        args = fx.map_arg(node.args, _ref)
+        kwargs = fx.map_arg(node.kwargs, _ref)
         records.append((node.name, node.op, node.target, args, dict(kwargs), meta))
     return records
 
@@ -36,10 +43,16 @@ def graph_from_records(records: Sequence[Record]) -> fx.Graph:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for name, op, target, args, kwargs, meta in records:
-        node = graph.create_node(op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name)
+        node = graph.create_node(
+            op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name
+        )
         node.meta.update(meta)
         nodes[name] = node
     return graph
+
+
+def _ref(node: fx.Node) -> Any:
+    return _Ref(node.name)
 
 
 def _resolve(value: Any, nodes: dict[str, fx.Node]) -> Any:
@@ -49,7 +62,13 @@ def _resolve(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return {k: _resolve(v, nodes) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         items = [_resolve(v, nodes) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items) if isinstance(value, tuple) else items
+        return (
+            type(value)(*items)
+            if hasattr(value, "_fields")
+            else tuple(items)
+            if isinstance(value, tuple)
+            else items
+        )
     if isinstance(value, slice):
         return slice(*(_resolve(v, nodes) for v in (value.start, value.stop, value.step)))
     return value

@@ -25,7 +25,10 @@ Ignore = str | re.Pattern[str] | type[nn.Module] | nn.Module
 
 
 def auto_gate(
-    model: nn.Module, example_inputs: ExampleInputs | None = None, *, ignore: Sequence[Ignore] | Ignore = ()
+    model: nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    ignore: Sequence[Ignore] | Ignore = (),
 ) -> GatedModule:
     """Capture a model, find its groups of coupled channels, and put gates on all of them.
 
@@ -34,10 +37,12 @@ def auto_gate(
     model : nn.Module or torch.fx.GraphModule
         Never changed; one deep copy is made.
     example_inputs : Tensor, tuple of Tensor or dict of keyword arguments, optional
-        Only shapes and dtypes matter. Guessed from the first layer when left out. Costs are those of one forward at this shape.
+        Only shapes and dtypes matter. Guessed from the first layer when left out. Costs are those
+        of one forward at this shape.
     ignore : sequence of str, re.Pattern, module type or module
-        What must keep its own output width: names of modules or parameters, patterns searched in these names, types, or modules of `model`.
-        The input side of an ignored layer still follows its producers.
+        What must keep its own output width: names of modules or parameters, patterns searched in
+        these names, types, or modules of `model`. The input side of an ignored layer still follows
+        its producers.
 
     Returns
     -------
@@ -56,7 +61,9 @@ def auto_gate(
     Examples
     --------
     >>> import torch, fxprune
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+    >>> net = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)
+    ... )
     >>> gated = fxprune.auto_gate(net, torch.zeros(1, 3, 8, 8))
     >>> [str(group) for group in gated.groups]
     ['0 (8 channel units, 3 axes)']
@@ -92,17 +99,20 @@ def _check_model(model: Any) -> None:
             raise ConfigError(
                 "The model given to auto_gate is on the meta device: it has shapes but no values.",
                 where=name,
-                hint="build it on a real device, or call model.to_empty(device='cpu') and load its weights",
+                hint="build it on a real device, or call model.to_empty(device='cpu') and load "
+                "its weights",
             )
 
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # noqa: BLE001 - a user's __deepcopy__ may raise anything
+    except Exception as error:
         raise ConfigError(
-            f"{type(model).__name__} cannot be copied, and fxprune never works on the caller's own model: {error}",
-            hint="make copy.deepcopy(model) work; tensors with a gradient history are the usual cause",
+            f"{type(model).__name__} cannot be copied, and fxprune never works on the caller's "
+            f"own model: {error}",
+            hint="make copy.deepcopy(model) work; tensors with a gradient history are the "
+            "usual cause",
         ) from error
 
 
@@ -118,7 +128,8 @@ def _ignored(model: nn.Module, ignore: Sequence[Ignore] | Ignore) -> Callable[[s
             raise ConfigError(
                 f"The entry {entry!r} of 'ignore' matches no module or parameter.",
                 seen=f"names such as {', '.join(names[:3])}",
-                hint="use a name from model.named_modules(), a compiled pattern, a module type or a module of the model",
+                hint="use a name from model.named_modules(), a compiled pattern, a module type "
+                "or a module of the model",
             )
         hit.update(found)
     return lambda name: "the caller asked to ignore it" if name in hit else None
@@ -147,7 +158,9 @@ def _analyse_guessing(
     failures = []
     for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
         try:
-            return ((guess,), {}), Analysis(captured.root, captured.graphs).run((guess,), {}, ignored)
+            return ((guess,), {}), Analysis(captured.root, captured.graphs).run(
+                (guess,), {}, ignored
+            )
         except InputError as error:
             failures.append((tuple(guess.shape), error))
     shapes = ", ".join(str(shape) for shape, _ in failures)

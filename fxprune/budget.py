@@ -1,8 +1,9 @@
 """The budget solver: the keep-vector that keeps the best units and costs what was asked.
 
-Units leave in the order of their scores, in blocks of `round_to` channels, never the last block of a group. The cost falls with every block, so a
-binary search finds where the ranking crosses the budget; where one block steps over it, later and cheaper blocks of the ranking fill the gap. Cost
-is that of the whole model, prunable or not.
+Units leave in the order of their scores, in blocks of `round_to` channels, never the last block of
+a group. The cost falls with every block, so a binary search finds where the ranking crosses the
+budget; where one block steps over it, later and cheaper blocks of the ranking fill the gap. Cost is
+that of the whole model, prunable or not.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Selection:
     target, reached : float
         Share of the dense model's cost.
     met : bool
-        Whether `reached` is within 1 % of `target`; if not, nothing nearer was found with these block sizes.
+        Whether `reached` is within 1 % of `target`; if not, nothing nearer was found with these
+        block sizes.
     keep : bool array, shape (n_units,)
     cost : Cost
     """
@@ -61,7 +63,8 @@ class Selection:
 
     def __str__(self) -> str:
         word = "met" if self.met else "nearest reachable"
-        return f"{self.resource}: asked {self.target:.2%} of the dense model, kept {self.reached:.2%} ({word})"
+        asked = f"asked {self.target:.2%} of the dense model"
+        return f"{self.resource}: {asked}, kept {self.reached:.2%} ({word})"
 
 
 def solve(
@@ -92,13 +95,16 @@ def solve(
     ConfigError
         If both or neither budget is given, or `round_to` is not a positive integer.
     BudgetError
-        If the budget is outside (0, 1] or below what one block per group costs; the message gives that least share.
+        If the budget is outside (0, 1] or below what one block per group costs; the message gives
+        that least share.
     """
     resource, target = _target(macs, params)
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise ConfigError(f"The 'round_to' parameter must be a positive integer. Got {round_to!r} instead.")
+        raise ConfigError(
+            f"The 'round_to' parameter must be a positive integer. Got {round_to!r} instead."
+        )
     blocks = _blocks(plan, scores, round_to)
-    dense = getattr(cost_of(np.ones(plan.n_units, dtype=bool)), resource)
+    dense: int = getattr(cost_of(np.ones(plan.n_units, dtype=bool)), resource)
 
     def share(keep: Keep) -> float:
         return float(getattr(cost_of(keep), resource)) / dense
@@ -109,7 +115,11 @@ def solve(
             f"No keep-mask reaches {resource}={target:g}.",
             seen=f"the least that can be reached is {least:.4f} of the dense model",
             hint=f"ask for at least {resource}={math.ceil(least * 1e4) / 1e4}"
-            + (", or lower round_to" if round_to > 1 else "; fxprune.explain says what is not prunable"),
+            + (
+                ", or lower round_to"
+                if round_to > 1
+                else "; fxprune.explain says what is not prunable"
+            ),
         )
     keep = _search(plan.n_units, blocks, share, target)
     reached = share(keep)
@@ -135,9 +145,14 @@ def _target(macs: float | None, params: float | None) -> tuple[Literal["macs", "
 
 
 def _blocks(plan: Plan, scores: Scores, round_to: int) -> list[npt.NDArray[np.int64]]:
-    """Return blocks of units in the order in which they leave; the last block of each group is not among them."""
+    """Return blocks of units in the order in which they leave.
+
+    The last block of each group is not among them.
+    """
     found: list[tuple[float, int, npt.NDArray[np.int64]]] = []
-    for number, (group, at) in enumerate(zip(plan.groups, plan.group_slices().values(), strict=True)):
+    for number, (group, at) in enumerate(
+        zip(plan.groups, plan.group_slices().values(), strict=True)
+    ):
         order = at.start + np.argsort(-scores[at], kind="stable")
         step = _block_size(plan, group, round_to)
         for start in range(step, group.size, step):
@@ -148,7 +163,10 @@ def _blocks(plan: Plan, scores: Scores, round_to: int) -> list[npt.NDArray[np.in
 
 
 def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
-    """Return how many units make `round_to` channels: a unit of a grouped convolution is several channels."""
+    """Return how many units make `round_to` channels.
+
+    A unit of a grouped convolution is several channels.
+    """
     lead = group.members[0]
     ids = plan.axes[lead.fqn, lead.dim]
     unit = plan.group_slices()[group.name].start
@@ -166,7 +184,10 @@ def _without(n_units: int, blocks: list[npt.NDArray[np.int64]]) -> Keep:
 def _search(
     n_units: int, blocks: list[npt.NDArray[np.int64]], share: Callable[[Keep], float], target: float
 ) -> Keep:
-    low, high = 0, len(blocks)  # share at `low` is at least the target; at `high + 1` it is below, or there is none
+    low, high = (
+        0,
+        len(blocks),
+    )  # share at `low` is at least the target; at `high + 1` it is below, or there is none
     while low < high:
         middle = (low + high + 1) // 2
         if share(_without(n_units, blocks[:middle])) >= target:

@@ -1,12 +1,15 @@
-"""What a keep-mask costs: multiply-accumulates and parameters, exact for hard masks, differentiable for soft ones.
+"""What a keep-mask costs in multiply-accumulates and parameters.
 
-Every operator's multiply-accumulates, and every parameter's size, are a constant times the product of the kept counts of a few axes, so the
-whole model's cost is a polynomial in these counts::
+Exact for hard masks, differentiable for soft ones.
 
-    cost(g) = sum over terms t of  c_t * product over axes a in t of  n_a(g),     n_a(g) = sum over positions p of a of  product over units u of p  g_u
+Every operator's multiply-accumulates, and every parameter's size, are a constant times the product
+of the kept counts of a few axes, so the whole model's cost is a polynomial in these counts::
 
-For g in {0, 1} that is the exact cost of the compact model; for g in [0, 1], independent Bernoulli units give it as the expectation wherever no unit occurs
-twice in a term.
+    cost(g) = sum over terms t of  c_t * product over axes a in t of  n_a(g),     n_a(g) = sum over
+    positions p of a of  product over units u of p  g_u
+
+For g in {0, 1} that is the exact cost of the compact model; for g in [0, 1], independent Bernoulli
+units give it as the expectation wherever no unit occurs twice in a term.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class Cost:
     Attributes
     ----------
     macs : int
-        Multiply-accumulates of convolutions and matrix products in one forward at the shape of the example inputs (batch included).
+        Multiply-accumulates of convolutions and matrix products in one forward at the shape of the
+        example inputs (batch included).
     params : int
         Number of parameters.
     """
@@ -75,7 +79,10 @@ class CostModel:
         return Cost(_exact(self._macs, whole), _exact(self._params, whole))
 
     def expected(self, gates: Tensor) -> ExpectedCost:
-        """Return the cost of soft gates, shape (n_units,), values in [0, 1]; gradients reach them."""
+        """Return the cost of soft gates, shape (n_units,), values in [0, 1].
+
+        Gradients reach them.
+        """
         full = torch.cat([gates.double(), gates.new_ones(1, dtype=torch.float64)])
         device = gates.device
         alive = full[torch.from_numpy(self._rows).to(device)].prod(-1)
@@ -86,7 +93,10 @@ class CostModel:
 
 
 def _positions(plan: Plan) -> tuple[Ids, Ids, npt.NDArray[np.int64]]:
-    """Return distinct (run, units) positions with how often each occurs: rows (m, k), runs (m,), times (m,)."""
+    """Return distinct (run, units) positions with how often each occurs.
+
+    Shapes: rows (m, k), runs (m,), times (m,).
+    """
     columns = plan.units.shape[1] + 1
     parts = [np.zeros((0, columns), dtype=np.int64)]
     for number, ids in enumerate(plan.runs):

@@ -1,8 +1,8 @@
 """The exceptions fxprune raises: one tree, structured, each saying what to do next.
 
-Every message has the same parts, in this order: what is wrong, where (module path, graph node and the
-user's source line), the shapes or values seen, and the next step. The parts stay available as attributes
-so that tools need not parse the text.
+Every message has the same parts, in this order: what is wrong, where (module path, graph node and
+the user's source line), the shapes or values seen, and the next step. The parts stay available as
+attributes so that tools need not parse the text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gated model: a GraphModule with gates, what the analysis knows of it, and the way to its compact form."""
+"""The gated model: a GraphModule with gates, its plan, and the way to its compact form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxprune._graphs import graph_from_records, graph_to_records
 from fxprune.analysis.dependency import dependency_graph
-from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Plan
+from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Member, Plan
 from fxprune.cost import Cost, CostModel, ExpectedCost
 from fxprune.errors import GateError
 from fxprune.gates import GateVector
@@ -33,8 +33,10 @@ __all__ = ["GatedModule"]
 class GatedModule(fx.GraphModule):
     """A captured model with gates on every prunable channel.
 
-    Made by `fxprune.auto_gate`. It trains, evaluates, prints, moves, pickles and saves like any module; with all gates open it computes what the
-    original computes. Where the original's graph depends on the mode, ``train()`` and ``eval()`` switch between two graphs over the same parameters.
+    Made by `fxprune.auto_gate`. It trains, evaluates, prints, moves, pickles and saves like any
+    module; with all gates open it computes what the original computes. Where the original's graph
+    depends on the mode, ``train()`` and ``eval()`` switch between two graphs over the same
+    parameters.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ class GatedModule(fx.GraphModule):
         self.training = root.training
         self._use_graph(root.training)
 
-    # -- what can be pruned --------------------------------------------------------------------------------
+    # -- what can be pruned
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The groups of coupled channels, in execution order."""
@@ -75,17 +77,20 @@ class GatedModule(fx.GraphModule):
         return self.plan.frozen
 
     @property
-    def dependency_graph(self) -> nx.MultiGraph:
-        """The dependency graph: a node per parameter axis, an edge per operation that tied two of them.
+    def dependency_graph(self) -> nx.MultiGraph[Member]:
+        """The dependency graph.
+
+        It has a node per parameter axis, an edge per operation that tied two of them.
 
         Returns
         -------
         networkx.MultiGraph
-            Nodes are `Member` with attributes ``size`` and ``groups`` (names); edges have ``operation`` and ``count`` (tied positions).
+            Nodes are `Member` with attributes ``size`` and ``groups`` (names); edges have
+            ``operation`` and ``count`` (tied positions).
         """
         return dependency_graph(self.plan)
 
-    # -- masks -----------------------------------------------------------------------------------------------
+    # -- masks
     @property
     def keep(self) -> dict[str, Tensor]:
         """The hard masks now: for each group a bool tensor of shape (size,), True where kept."""
@@ -103,7 +108,8 @@ class GatedModule(fx.GraphModule):
         Raises
         ------
         GateError
-            If a name is no group, a mask is not bool, has the wrong length, or keeps nothing. Nothing is changed then.
+            If a name is no group, a mask is not bool, has the wrong length, or keeps nothing.
+            Nothing is changed then.
         """
         if not keep:
             return
@@ -142,7 +148,7 @@ class GatedModule(fx.GraphModule):
         finally:
             vector.soft = before
 
-    # -- cost ------------------------------------------------------------------------------------------------
+    # -- cost
     def cost(self) -> Cost:
         """Return the exact cost of what is kept now, at the shape of the example inputs."""
         return self._cost_model.exact(self._keep_vector())
@@ -164,19 +170,21 @@ class GatedModule(fx.GraphModule):
             gates = vector.value[:-1] if vector.soft is None else vector.soft
         return self._cost_model.expected(gates)
 
-    # -- the compact model -----------------------------------------------------------------------------------
+    # -- the compact model
     def compact(self) -> fx.GraphModule:
-        """Return the physically small model that computes what this one computes with its hard masks.
+        """Return the physically small model that computes what this one computes.
 
         Returns
         -------
         torch.fx.GraphModule
-            Plain torch modules, no gates; in the mode this module is in. This module is left as it is.
+            Plain torch modules, no gates; in the mode this module is in. This module is left as it
+            is.
 
         Notes
         -----
-        Where the graph depends on the mode, the result picks one of two inner graphs by its ``training`` flag. Pickling such a module whole keeps
-        the graph of its current mode only, as torch.fx pickles by tracing anew; its state_dict is not affected.
+        Where the graph depends on the mode, the result picks one of two inner graphs by its
+        ``training`` flag. Pickling such a module whole keeps the graph of its current mode only, as
+        torch.fx pickles by tracing anew; its state_dict is not affected.
         """
         root, own = _share_tensors(_holder(self))
         keep = self._keep_vector()
@@ -184,7 +192,11 @@ class GatedModule(fx.GraphModule):
         for mode, graph in self._mode_graphs.items():
             stage = fx.GraphModule(root, copy.deepcopy(graph), class_name="GraphModule")
             Pipeline(
-                (RemoveGates(), SliceChannels(self.plan, keep, mode), ResizeLiterals(self.plan, keep, mode))
+                (
+                    RemoveGates(),
+                    SliceChannels(self.plan, keep, mode),
+                    ResizeLiterals(self.plan, keep, mode),
+                )
             )(stage)
             stages[mode] = stage
         result = stages["eval"] if len(stages) == 1 else _by_mode(stages)
@@ -193,7 +205,7 @@ class GatedModule(fx.GraphModule):
         result.meta["fxprune_recipe"] = self.settings.recipe(self.keep if self.groups else {})
         return result
 
-    # -- module behaviour --------------------------------------------------------------------------------------
+    # -- module behaviour
     def train(self, mode: bool = True) -> GatedModule:
         """Set training mode, and the graph that belongs to it."""
         super().train(mode)
@@ -209,7 +221,9 @@ class GatedModule(fx.GraphModule):
     def _vector(self) -> GateVector:
         vector = self._modules.get(GATES)
         if not isinstance(vector, GateVector):
-            raise GateError("This model has no prunable group.", hint="see fxprune.explain for the reasons")
+            raise GateError(
+                "This model has no prunable group.", hint="see fxprune.explain for the reasons"
+            )
         return vector
 
     def _keep_vector(self) -> Keep:
@@ -230,7 +244,9 @@ class GatedModule(fx.GraphModule):
         return _rebuild, (_holder(self), records, self.plan, self.settings)
 
 
-def _rebuild(root: nn.Module, records: Mapping[str, Any], plan: Plan, settings: Settings) -> GatedModule:
+def _rebuild(
+    root: nn.Module, records: Mapping[str, Any], plan: Plan, settings: Settings
+) -> GatedModule:
     graphs = {mode: graph_from_records(r) for mode, r in records.items()}
     return GatedModule(root, graphs, plan, settings)
 
@@ -248,7 +264,10 @@ def _holder(module: nn.Module) -> nn.Module:
 
 
 def _share_tensors(root: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """Return a deep copy of a module that shares its tensors, and these by id: slicing makes most of a copy needless."""
+    """Return a deep copy of a module that shares its tensors, and these by id.
+
+    Slicing makes most of a copy needless.
+    """
     shared: dict[int, Any] = {id(t): t for t in (*root.parameters(), *root.buffers())}
     return copy.deepcopy(root, dict(shared)), shared
 
@@ -307,14 +326,18 @@ def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:
         close = difflib.get_close_matches(str(name), slices, n=3) or list(slices)[:3]
         raise GateError(
             f"There is no group named {name!r}.",
-            seen=f"groups such as {', '.join(close)}" if close else "a model with no prunable group",
+            seen=f"groups such as {', '.join(close)}"
+            if close
+            else "a model with no prunable group",
             hint="use the names in gated.groups",
         )
     size = slices[name].stop - slices[name].start
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
         seen = f"{mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise GateError(
-            f"The mask of group {name!r} must be a bool tensor.", seen=seen, hint="for scores, pass scores > 0"
+            f"The mask of group {name!r} must be a bool tensor.",
+            seen=seen,
+            hint="for scores, pass scores > 0",
         )
     if tuple(mask.shape) != (size,):
         raise GateError(

@@ -1,10 +1,12 @@
 """Gates: the modules that insert_gates puts into the graph.
 
-One flat vector holds the gate of every unit, with a constant 1 behind it for positions that are always kept. A gate node multiplies a
-tensor by ``vector[index]`` along one axis, where `index` holds the units of that axis' positions. Zero there equals removal exactly,
-because the gate sits behind activation and bias, on the edge into the operator that sums over the axis.
+One flat vector holds the gate of every unit, with a constant 1 behind it for positions that are
+always kept. A gate node multiplies a tensor by ``vector[index]`` along one axis, where `index`
+holds the units of that axis' positions. Zero there equals removal exactly, because the gate sits
+behind activation and bias, on the edge into the operator that sums over the axis.
 
-While all gates are open the vector node returns None and every gate returns its input untouched, so that an ungated model costs nothing.
+While all gates are open the vector node returns None and every gate returns its input untouched, so
+that an ungated model costs nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class _Lookup(nn.Module):
     Parameters
     ----------
     index : int Tensor, shape (k, width, 1, ..)
-        For each position the k units it needs (padded with the always-kept entry), shaped to broadcast.
+        For each position the k units it needs (padded with the always-kept entry), shaped to
+        broadcast.
     """
 
     index: Tensor
@@ -83,7 +86,7 @@ class _Lookup(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def values(self, vector: Tensor) -> Tensor:
-        """Return the gates of the axis, shape (width, 1, ..): the product over the units a position needs."""
+        """Return the gates of the axis, shape (width, 1, ..)."""
         found = vector[self.index]
         return found[0] if len(found) == 1 else found.prod(0)
 
@@ -129,7 +132,8 @@ def gated_layer_norm(
     Returns
     -------
     Tensor, shape of x
-        With ``m`` the mask: ``mean = sum(m x) / sum(m)``, ``var = sum(m (x - mean)^2) / sum(m)`` over the normalised axes.
+        With ``m`` the mask: ``mean = sum(m x) / sum(m)``, ``var = sum(m (x - mean)^2) / sum(m)``
+        over the normalised axes.
     """
     if mask is None:
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
@@ -146,7 +150,10 @@ def gated_layer_norm(
 
 
 class GatedLayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` that takes the mask as a second input; parameters and names stay those of the plain one."""
+    """`nn.LayerNorm` that takes the mask as a second input.
+
+    Parameters and names stay those of the plain one.
+    """
 
     @classmethod
     def from_plain(cls, plain: nn.LayerNorm) -> GatedLayerNorm:
@@ -163,4 +170,6 @@ class GatedLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `gated_layer_norm`."""
-        return gated_layer_norm(x, tuple(self.normalized_shape), self.weight, self.bias, self.eps, mask)
+        return gated_layer_norm(
+            x, tuple(self.normalized_shape), self.weight, self.bias, self.eps, mask
+        )

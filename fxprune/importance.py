@@ -1,7 +1,8 @@
 """One-shot importance: a score for every unit, higher is more worth keeping.
 
-Scores must be comparable across groups, because one ranking runs over all of them. So each parameter axis is scored on its own and divided by its mean,
-and a unit's score is the mean over its axes: 1 is an average channel of any layer.
+Scores must be comparable across groups, because one ranking runs over all of them. So each
+parameter axis is scored on its own and divided by its mean, and a unit's score is the mean over its
+axes: 1 is an average channel of any layer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Importance = str | Tensor | Callable[[GatedModule], Tensor]
 
 
 def magnitude(gated: GatedModule, p: int = 2) -> Scores:
-    """Score units by the L`p` norm of the weights they own, producing rows and consuming columns alike.
+    """Score units by the L`p` norm of the weights they own.
+
+    Producing rows and consuming columns count alike.
 
     Parameters
     ----------
@@ -37,8 +40,10 @@ def magnitude(gated: GatedModule, p: int = 2) -> Scores:
 
     References
     ----------
-    .. [1] Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1 (norms of filters).
-    .. [2] Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3.3 (norms over coupled parameters).
+    .. [1] Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1 (norms of
+    filters).
+    .. [2] Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3.3 (norms
+    over coupled parameters).
     """
     plan = gated.plan
     parameters = dict(gated.named_parameters())
@@ -92,14 +97,21 @@ def score_units(gated: GatedModule, importance: Importance, seed: int = 0) -> Sc
     if isinstance(importance, str):
         if importance not in IMPORTANCES:
             raise ConfigError(
-                f"The 'importance' parameter must be one of {sorted(IMPORTANCES)}, a tensor or a callable. Got {importance!r} instead."
+                f"The 'importance' parameter must be one of {sorted(IMPORTANCES)}, a tensor or "
+                f"a callable. Got {importance!r} instead."
             )
         return IMPORTANCES[importance](gated, seed)
-    given = importance(gated) if callable(importance) and not isinstance(importance, Tensor) else importance
+    given = (
+        importance(gated)
+        if callable(importance) and not isinstance(importance, Tensor)
+        else importance
+    )
     if not isinstance(given, Tensor) or tuple(given.shape) != (gated.plan.n_units,):
         seen = str(tuple(given.shape)) if isinstance(given, Tensor) else type(given).__name__
         raise ConfigError(
-            f"Importance scores must be a tensor of shape ({gated.plan.n_units},), one score per unit.", seen=seen
+            f"Importance scores must be a tensor of shape ({gated.plan.n_units},), one score "
+            f"per unit.",
+            seen=seen,
         )
     if not bool(torch.isfinite(given).all()):
         raise ConfigError("Importance scores must be finite.", seen="NaN or infinite scores")

@@ -42,9 +42,11 @@ def select(
     macs, params : float in (0, 1]
         Share of the *whole* dense model to keep; give one of the two. Met within 1 %.
     importance : str, Tensor of shape (n_units,), or callable
-        ``"magnitude"``, ``"magnitude_l1"``, ``"random"``, scores, or a function from the gated model to scores.
+        ``"magnitude"``, ``"magnitude_l1"``, ``"random"``, scores, or a function from the gated
+        model to scores.
     round_to : int
-        Keep widths multiples of this: onnxruntime on CPU, for one, computes in blocks of 16 channels.
+        Keep widths multiples of this: onnxruntime on CPU, for one, computes in blocks of 16
+        channels.
     seed : int
         For random importance.
 
@@ -101,8 +103,8 @@ def prune(
     Returns
     -------
     torch.fx.GraphModule
-        The compact model, of plain torch modules. Its ``meta["fxprune"]`` is a dict of what was asked and what was reached:
-        ``resource``, ``target``, ``reached``, ``met``.
+        The compact model, of plain torch modules. Its ``meta["fxprune"]`` is a dict of what was
+        asked and what was reached: ``resource``, ``target``, ``reached``, ``met``.
 
     Raises
     ------
@@ -112,7 +114,9 @@ def prune(
     Examples
     --------
     >>> import torch, fxprune
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 4, 1))
+    >>> net = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 4, 1)
+    ... )
     >>> compact = fxprune.prune(net, torch.zeros(1, 3, 8, 8), macs=0.5)
     >>> compact.get_submodule("0").out_channels
     32

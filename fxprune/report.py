@@ -31,7 +31,7 @@ from fxprune.latency import Latency, compare_latency
 from fxprune.measure import count_macs, count_params, input_shapes
 from fxprune.plot import plot_widths
 
-__all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "report"]
+__all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "latency_line", "report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Report:
     layers : tuple of LayerShapes
         Every parameter of either model.
     notes : tuple of str
-        What could not be measured, and why.
+        Remarks, such as what could not be measured and why.
     """
 
     before: Figures
@@ -236,11 +236,7 @@ class Report:
         a, b = self.before.latency, self.after.latency
         if a is None or b is None:
             return []
-        threads = f"{a.threads} thread{'' if a.threads == 1 else 's'}"
-        return [
-            f"latency {a.median_ms:.3g} ms -> {b.median_ms:.3g} ms "
-            f"({threads}, batch {a.batch}, median of {a.repeats})"
-        ]
+        return [latency_line(a, b)]
 
     def _groups(self, style: Style) -> str:
         rows = ((g.name, g.kind, g.size, g.kept, percent(g.kept, g.size)) for g in self.groups)
@@ -352,6 +348,26 @@ def report(
         groups,
         _layer_shapes(models["before"], models["after"]),
         notes,
+    )
+
+
+def latency_line(before: Latency, after: Latency) -> str:
+    """Return two measured times in words, with how they were measured.
+
+    Parameters
+    ----------
+    before, after : Latency
+        Measured alike.
+
+    Returns
+    -------
+    str
+        For example ``latency 3.2 ms -> 2.1 ms (1 thread, batch 1, median of 30)``.
+    """
+    threads = f"{before.threads} thread{'' if before.threads == 1 else 's'}"
+    return (
+        f"latency {before.median_ms:.3g} ms -> {after.median_ms:.3g} ms "
+        f"({threads}, batch {before.batch}, median of {before.repeats})"
     )
 
 

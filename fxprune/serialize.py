@@ -1,4 +1,7 @@
-"""Save a compact model as data only: its state_dict and a JSON recipe. No code is pickled; loading uses ``weights_only=True``."""
+"""Save a compact model as data only: its state_dict and a JSON recipe.
+
+No code is pickled; loading uses ``weights_only=True``.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
         differing = sorted(set(sizes.items()) ^ set(saved.items()))[0][0]
         raise LoadError(
             f"{path} was saved from another architecture than the {type(model).__name__} given.",
-            seen=f"group {differing!r} has {sizes.get(differing)} units here and {saved.get(differing)} in the file",
+            seen=f"group {differing!r} has {sizes.get(differing)} units here and "
+            f"{saved.get(differing)} in the file",
             hint="build the model exactly as it was before pruning",
         )
     try:
@@ -91,8 +95,12 @@ def _read(path: str | os.PathLike[str]) -> tuple[Recipe, dict[str, Any]]:
         data = torch.load(path, map_location="cpu", weights_only=True)
         return Recipe.parse(data["fxprune"]), data["state_dict"]
     except FileNotFoundError as error:
-        raise LoadError(f"There is no file {path}.", hint="give the path that fxprune.save wrote") from error
+        raise LoadError(
+            f"There is no file {path}.", hint="give the path that fxprune.save wrote"
+        ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
         raise LoadError(f"{path} is damaged or not a file that torch can read: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoadError(f"{path} was not written by fxprune.save.", seen=f"{type(error).__name__}: {error}") from error
+        raise LoadError(
+            f"{path} was not written by fxprune.save.", seen=f"{type(error).__name__}: {error}"
+        ) from error

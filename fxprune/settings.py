@@ -1,4 +1,7 @@
-"""How a gated model was made, as plain JSON: with the original architecture, enough to make it and its compact form again."""
+"""How a gated model was made, as plain JSON.
+
+With the original architecture, enough to make it and its compact form again.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,27 @@ class Settings:
     def of(cls, inputs: Inputs, ignored: Sequence[str]) -> Settings:
         """Describe example inputs and ignored names."""
         args, kwargs = inputs
-        described = {"args": [_describe(a) for a in args], "kwargs": {k: _describe(v) for k, v in kwargs.items()}}
+        described = {
+            "args": [_describe(a) for a in args],
+            "kwargs": {k: _describe(v) for k, v in kwargs.items()},
+        }
         return cls(json.dumps(described), tuple(ignored))
 
     def recipe(self, keep: Mapping[str, Tensor]) -> str:
-        """Return the JSON recipe of a compact model: these settings and its masks (one character per unit)."""
-        masks = {name: "".join("1" if k else "0" for k in mask.tolist()) for name, mask in keep.items()}
+        """Return the JSON recipe of a compact model.
+
+        These settings and its masks (one character per unit).
+        """
+        masks = {
+            name: "".join("1" if k else "0" for k in mask.tolist()) for name, mask in keep.items()
+        }
         return json.dumps(
-            {"format": FORMAT, "inputs": json.loads(self.inputs), "ignored": self.ignored, "keep": masks}
+            {
+                "format": FORMAT,
+                "inputs": json.loads(self.inputs),
+                "ignored": self.ignored,
+                "keep": masks,
+            }
         )
 
 

@@ -4,9 +4,10 @@ For a value ``v`` whose axis ``d`` carries units and a consumer that sums over `
 
     consumer(v)    becomes    consumer(gate(v, vector))
 
-with one gate per value and axis, shared by its consumers, right behind ``v``. Operators between ``v`` and its producer (activation,
-BatchNorm, residual adds) stay ungated: whatever they compute at a removed position is multiplied by 0 before anything else can see it.
-A LayerNorm over a prunable axis takes the gates as a mask for its statistics instead.
+with one gate per value and axis, shared by its consumers, right behind ``v``. Operators between
+``v`` and its producer (activation, BatchNorm, residual adds) stay ungated: whatever they compute at
+a removed position is multiplied by 0 before anything else can see it. A LayerNorm over a prunable
+axis takes the gates as a mask for its statistics instead.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ class InsertGates(Pass):
         return f"{GATES}.{name}" if self.mode == "eval" else f"{GATES}.{name}_{self.mode}"
 
     def _index(self, source: str, dim: int) -> torch.Tensor:
-        """Return the units of an axis, shaped (k, width, 1, ..) to broadcast from the right; `dim` is negative."""
+        """Return the units of an axis, shaped (k, width, 1, ..) to broadcast from the right.
+
+        `dim` counts from the right, so it is negative.
+        """
         axis = self.plan.graphs[self.mode].trace.values[source][0][1][dim]
         units = np.ascontiguousarray(self.plan.units[axis].T)
         return torch.from_numpy(units).reshape(*units.shape, *(1,) * (-dim - 1))

@@ -1,7 +1,7 @@
 """Take gate nodes out of a graph again, and turn gated LayerNorms into plain ones.
 
-A gate ``gate(v, vector)`` becomes ``v``. That is right only where the removed positions are cut as well (`slice_channels`),
-or while all gates are open.
+A gate ``gate(v, vector)`` becomes ``v``. That is right only where the removed positions are cut as
+well (`slice_channels`), or while all gates are open.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RemoveGates(Pass):
         for node in reversed(list(gm.graph.nodes)):
             module = called_module(gm, node)
             if isinstance(module, Gate):
-                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+                node.replace_all_uses_with(node.args[0])
             elif isinstance(module, nn.LayerNorm) and "mask" in node.kwargs:
                 node.kwargs = {k: v for k, v in node.kwargs.items() if k != "mask"}
                 if isinstance(module, GatedLayerNorm):  # a shared one may be plain again already

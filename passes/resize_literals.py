@@ -1,8 +1,12 @@
-"""Rewrite the sizes that are written in the graph: view, split, slice, pad, groups, normalized_shape.
+"""Rewrite the sizes that are written in the graph.
 
-The analysis knows the ids of every axis of every value, so a node's new sizes are the kept counts of its own output; nothing is inferred from
-the old sizes. Where a graph computes a size from a pruned axis (``x.size(1) // 2``), the number it had before pruning is written in its place:
-sizes that matter are all rewritten, and a number that was used for anything else (a scale, ``C ** -0.5``) keeps its value.
+They are those of view, split, slice, pad, groups and normalized_shape.
+
+The analysis knows the ids of every axis of every value, so a node's new sizes are the kept counts
+of its own output; nothing is inferred from the old sizes. Where a graph computes a size from a
+pruned axis (``x.size(1) // 2``), the number it had before pruning is written in its place: sizes
+that matter are all rewritten, and a number that was used for anything else (a scale, ``C ** -0.5``)
+keeps its value.
 """
 
 from __future__ import annotations
@@ -216,9 +220,9 @@ def _getitem(node: Node, view: _View) -> None:
         if entry is None and not isinstance(entries[i], Node):
             continue
         axis = ids[dim]
-        if isinstance(entry, slice) and axis is not None and view.cut(axis):
-            if (entry.start, entry.stop) != (None, None):
-                entries[i] = slice(*_slice_bounds(axis, entry.start, entry.stop, view))
+        partial = isinstance(entry, slice) and (entry.start, entry.stop) != (None, None)
+        if partial and axis is not None and view.cut(axis):
+            entries[i] = slice(*_slice_bounds(axis, entry.start, entry.stop, view))
         dim += 1
     node.args = (node.args[0], tuple(entries) if isinstance(index, tuple) else entries[0])
 
@@ -265,7 +269,7 @@ def _layer_norm(node: Node, view: _View) -> None:
 
 
 def _groups(node: Node, view: _View) -> None:
-    """Functional convolutions: as many groups as the kept input channels fill, going by the kept weight."""
+    """Give a functional convolution as many groups as its kept input channels fill."""
     groups = _get_arg(node, 6, "groups", 1)
     source, weight = (view.values(_get_arg(node, i, n)) for i, n in ((0, "input"), (1, "weight")))
     if groups == 1 or len(source) != 1 or len(weight) != 1:

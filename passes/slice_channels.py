@@ -1,8 +1,9 @@
 """Cut removed positions out of parameters and buffers, and bring the modules' own sizes up to date.
 
-A parameter ``W`` with ids on axes ``d1, d2, ..`` becomes ``W[kept(d1)][:, kept(d2)]..``: the sub-tensor of the positions whose units are all
-kept. A convolution then reads its channel counts off its weight; its groups stay as many as they were, except for a depthwise one, where
-whole groups went.
+A parameter ``W`` with ids on axes ``d1, d2, ..`` becomes ``W[kept(d1)][:, kept(d2)]..``: the
+sub-tensor of the positions whose units are all kept. A convolution then reads its channel counts
+off its weight; its groups stay as many as they were, except for a depthwise one, where whole groups
+went.
 """
 
 from __future__ import annotations

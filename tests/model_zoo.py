@@ -1,8 +1,8 @@
 """torchvision's convolutional models: how to build each one, and what is expected of it.
 
-`MODELS` has one row for every name in `torchvision.models.list_models()` outside `EXCLUDED`. Its two
-shares were measured with `tools/zoo_table.py` and may only get better: `share` may rise, `half` may
-fall.
+`MODELS` has one row for every name in `torchvision.models.list_models()` outside `EXCLUDED`. Its
+two shares were measured with `tools/zoo_table.py` and may only get better: `share` may rise, `half`
+may fall.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ INCEPTION_TRAIN = (2, 3, 299, 299)
 COSTED = (1, 3, 224, 224)
 CLIP_COSTED = (1, 3, 16, 112, 112)
 S3D_COSTED = (1, 3, 16, 224, 224)
+INCEPTION_COSTED = (1, 3, 299, 299)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,9 @@ MODELS: dict[str, ZooEntry] = {
     "fcn_resnet101": ZooEntry(IMAGE, 0.999, 0.251, slow=True),
     "fcn_resnet50": ZooEntry(IMAGE, 0.999, 0.251),
     "googlenet": ZooEntry(IMAGE, 0.999, 0.310),
-    "inception_v3": ZooEntry(INCEPTION, 0.999, 0.277, train_shape=INCEPTION_TRAIN),
+    "inception_v3": ZooEntry(
+        INCEPTION, 0.999, 0.277, train_shape=INCEPTION_TRAIN, costed=INCEPTION_COSTED
+    ),
     "lraspp_mobilenet_v3_large": ZooEntry(IMAGE, 0.999, 0.260),
     "mc3_18": ZooEntry(CLIP, 0.999, 0.256, costed=CLIP_COSTED),
     "mnasnet0_5": ZooEntry(IMAGE, 0.999, 0.407),
@@ -118,7 +121,7 @@ MODELS: dict[str, ZooEntry] = {
     "mobilenet_v3_small": ZooEntry(IMAGE, 0.999, 0.359),
     "quantized_googlenet": ZooEntry(IMAGE, 0.999, 0.310),
     "quantized_inception_v3": ZooEntry(
-        INCEPTION, 0.999, 0.277, train_shape=INCEPTION_TRAIN, slow=True
+        INCEPTION, 0.999, 0.277, train_shape=INCEPTION_TRAIN, costed=INCEPTION_COSTED, slow=True
     ),
     "quantized_mobilenet_v2": ZooEntry(IMAGE, 0.999, 0.349),
     "quantized_mobilenet_v3_large": ZooEntry(IMAGE, 0.999, 0.315),

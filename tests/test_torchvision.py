@@ -32,9 +32,7 @@ RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
 ZOO = [pytest.param(n, marks=[pytest.mark.slow] * entry.slow) for n, entry in MODELS.items()]
 VARIANTS: list[Any] = [
     ("googlenet", {"transform_input": True}),  # what the pretrained weights come with
-    ("inception_v3", {"transform_input": True, "aux_logits": False}),
     ("fcn_resnet50", {"aux_loss": True}),
-    ("densenet121", {"memory_efficient": True}),
 ]
 
 
@@ -56,7 +54,11 @@ def test_model(name: str) -> None:
     check(name, build(name))
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids="-".join)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    VARIANTS,
+    ids=lambda value: "-".join([value] if isinstance(value, str) else value),
+)
 def test_variant(name: str, options: dict[str, Any]) -> None:
     check(name, build(name, **options))
 
@@ -75,28 +77,30 @@ def check(name: str, original: nn.Module) -> None:
         compact = gated.compact()
         for training in (True, False):  # eval after train: it then sees the updated statistics too
             x = example(name, training)
-            gated.train(training)
-            compact.train(training)
-            assert_same(outputs(gated, x), outputs(compact, x))
+            expected = outputs(gated.train(training), x)
+            assert_same(expected, outputs(compact.train(training), x))
+        check_change_is_noticed(expected, compact, x)
         check_cost(name, gated, compact)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "googlenet"])
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_a_changed_weight_is_noticed(name: str, training: bool) -> None:
+def test_a_changed_weight_is_noticed_in_train_mode(name: str) -> None:
     model = build(name)
     remove_randomness(model)
-    gated = auto_gate(model).train(training)
+    gated = auto_gate(model).train()
     gated.set_keep(random_masks(gated, seed=0))
-    x = example(name, training)
-    expected = outputs(gated, x)
-    for position in (0, -1):  # a weight of the first convolution and one of the last layer
-        compact = gated.compact()
-        weights = [p for p in compact.parameters() if p.dim() > 1]
-        with torch.no_grad():
-            weights[position].view(-1)[0] += 1e-3
-        with pytest.raises(AssertionError, match="relative error"):
-            assert_same(expected, outputs(compact, x))
+    compact = gated.compact()
+    x = example(name, training=True)
+    check_change_is_noticed(outputs(gated, x), compact, x)
+
+
+def check_change_is_noticed(expected: dict[str, Tensor], compact: nn.Module, x: Tensor) -> None:
+    """Change one weight of the first convolution: the comparison must reach back that far."""
+    weight = next(p for p in compact.parameters() if p.dim() > 1)
+    with torch.no_grad():
+        weight.view(-1)[0] += 1e-3
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_same(expected, outputs(compact, x))
 
 
 def check_coverage(name: str, original: nn.Module, gated: GatedModule) -> None:
@@ -155,14 +159,14 @@ def random_masks(gated: GatedModule, seed: int) -> dict[str, Tensor]:
 
 
 def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Run a model and name its outputs; the type of a named tuple belongs to the names."""
+    """Run a model and name its outputs; the type of a named tuple belongs to their names."""
     with torch.no_grad():
         out = model(x)
     if isinstance(out, Tensor):
         return {"output": out}
-    kind = type(out).__name__
-    items = out.items() if isinstance(out, dict) else out._asdict().items()
-    return {f"{kind}.{name}": tensor for name, tensor in items}
+    if isinstance(out, dict):
+        return dict(out)
+    return {f"{type(out).__name__}.{name}": tensor for name, tensor in out._asdict().items()}
 
 
 def assert_same(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> None:

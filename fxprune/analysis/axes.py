@@ -1,15 +1,17 @@
 """The channel ids of a tensor, one run per axis, and how reshapes carry them.
 
-A tensor in memory is a full rectangle, so what is kept of it is always a product of one kept set per axis. The ids
-of a tensor are therefore a tuple with one entry per axis: a run of ids, or None where the axis has nothing
-prunable. (Merging two axes that both carry ids makes composed ids, see `fxprune.analysis.ids`.)
+A tensor in memory is a full rectangle, so what is kept of it is always a product of one kept set
+per axis. The ids of a tensor are therefore a tuple with one entry per axis: a run of ids, or None
+where the axis has nothing prunable. (Merging two axes that both carry ids makes composed ids, see
+`fxprune.analysis.ids`.)
 
 Reshape algebra
 ---------------
-A reshape factors into blocks of neighbouring axes with equal products, ``(s1, .., sk) -> (t1, .., tm)``. Inside a block
-the axes are merged to one (repeat and tile, or composition) and split again. After a split, an axis along which the ids
-do not vary carries none. When they vary along several, what remains must still be a rectangle, and
-the policy "same position everywhere" ties the ids along all but the longest of these axes.
+A reshape factors into blocks of neighbouring axes with equal products, ``(s1, .., sk) -> (t1, ..,
+tm)``. Inside a block the axes are merged to one (repeat and tile, or composition) and split again.
+After a split, an axis along which the ids do not vary carries none. When they vary along several,
+what remains must still be a rectangle, and the policy "same position everywhere" ties the ids along
+all but the longest of these axes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ def concat_ids(parts: Sequence[tuple[AxisIds, int]]) -> AxisIds:
 def reshape_ids(
     space: IdSpace, ids: TensorIds, old: Sequence[int], new: Sequence[int], where: str
 ) -> TensorIds:
-    """Return the ids after a reshape from shape `old` to shape `new`, tying what must stay a rectangle."""
+    """Return the ids after a reshape from shape `old` to shape `new`.
+
+    Ids that must stay a rectangle are tied.
+    """
     result: list[AxisIds] = [None] * len(new)
     for ins, outs in _blocks(old, new):
         if all(ids[i] is None for i in ins):

@@ -21,7 +21,9 @@ __all__ = ["Analysis", "analyse", "named_tensors"]
 
 
 class Analysis:
-    """One analysis of one model; the pieces that later questions need (the dependency graph) stay available.
+    """One analysis of one model.
+
+    The pieces that later questions need (the dependency graph) stay available.
 
     Parameters
     ----------
@@ -68,9 +70,9 @@ class Analysis:
             for mode, graph in self.graphs.items()
         }
         if any(self._redirect(mode, trace) for mode, trace in traces.items()):
-            return type(self)(self.root, self.graphs, self._tracker.rules, self._tracker.unknown).run(
-                args, kwargs, ignored
-            )
+            return type(self)(
+                self.root, self.graphs, self._tracker.rules, self._tracker.unknown
+            ).run(args, kwargs, ignored)
         for trace in traces.values():
             for ids in trace.outputs:
                 for axis in ids:
@@ -81,9 +83,12 @@ class Analysis:
         grouping = group_units(self.space, self._unused())
         return self._plan(traces, grouping)
 
-    # -- before resolving ----------------------------------------------------------------------------------
+    # -- before resolving
     def _redirect(self, mode: str, trace: GraphTrace) -> bool:
-        """Let readers of a value that was changed in place read what the writer returned; say if any did."""
+        """Let readers of a value that was changed in place read what the writer returned.
+
+        Returns whether any reader was changed.
+        """
         graph = self.graphs[mode]
         nodes = {node.name: node for node in graph.nodes}
         order = {node: i for i, node in enumerate(graph.nodes)}
@@ -104,15 +109,19 @@ class Analysis:
                 self.space.freeze(ids[~inputs[ids]], reason)
 
     def _freeze_ungatable(self, graph: fx.Graph, trace: GraphTrace) -> None:
-        """Freeze ids that are summed over but are not on the axes of the value that would be gated."""
+        """Freeze ids that are summed over where no gate can stand."""
         for consumer, source, ids in trace.contractions:
             values = trace.values.get(source, ())
             if len(values) != 1:
                 self.space.freeze(ids, f"{consumer} sums over it and reads several tensors at once")
                 continue
-            on_axes = [self.space.find(self.space.atoms(axis)) for axis in values[0][1] if axis is not None]
+            on_axes = [
+                self.space.find(self.space.atoms(axis)) for axis in values[0][1] if axis is not None
+            ]
             needed = self.space.atoms(ids)
-            there = np.isin(self.space.find(needed), np.concatenate(on_axes)) if on_axes else needed < 0
+            there = (
+                np.isin(self.space.find(needed), np.concatenate(on_axes)) if on_axes else needed < 0
+            )
             self.space.freeze(needed[~there], f"{consumer} sums over it where no gate can stand")
         nodes = {node.name: node for node in graph.nodes}
         for name, source, dims in trace.norms:
@@ -121,7 +130,9 @@ class Analysis:
             keep = max(with_ids, key=lambda d: len(axes[d]) if axes[d] is not None else 0)  # type: ignore[arg-type]
             for d in with_ids:
                 if d != keep or not self._is_layer_norm(nodes[name]):
-                    self.space.freeze(axes[d], f"{name} normalises over it and is not a plain LayerNorm")
+                    self.space.freeze(
+                        axes[d], f"{name} normalises over it and is not a plain LayerNorm"
+                    )
 
     def _is_layer_norm(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -136,7 +147,7 @@ class Analysis:
             if name not in touched and any(n != 1 for n in p.shape)
         ]
 
-    # -- after resolving -----------------------------------------------------------------------------------
+    # -- after resolving
     def _plan(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> Plan:
         table = _RunTable(grouping)
         main = traces["eval"]
@@ -144,7 +155,11 @@ class Analysis:
         shapes = {name: tuple(p.shape) for name, p in self.root.named_parameters()}
         seen = self._tracker.seen()
         params = table.terms(
-            [_parameter_term(name, shape, grouping.axes) for name, shape in shapes.items() if name in seen]
+            [
+                _parameter_term(name, shape, grouping.axes)
+                for name, shape in shapes.items()
+                if name in seen
+            ]
         )
         shapes.update({name: tuple(b.shape) for name, b in self.root.named_buffers()})
         graphs = {
@@ -171,13 +186,17 @@ class Analysis:
         wanted: dict[tuple[str, int], dict[str, None]] = {}
         for consumer, source, ids in trace.contractions:
             summed = np.unique(units[ids])
-            for dim, axis in enumerate(trace.values[source][0][1] if source in trace.values else ()):
+            for dim, axis in enumerate(
+                trace.values[source][0][1] if source in trace.values else ()
+            ):
                 mine = np.zeros(0) if axis is None else np.unique(units[axis])
                 shared = np.intersect1d(mine, summed)
                 if (shared != none).any():
                     wanted.setdefault((source, dim), {})[consumer] = None
         order = {node.name: i for i, node in enumerate(graph.nodes)}
-        sites = [GateSite(source, dim, tuple(consumers)) for (source, dim), consumers in wanted.items()]
+        sites = [
+            GateSite(source, dim, tuple(consumers)) for (source, dim), consumers in wanted.items()
+        ]
         sites.sort(key=lambda site: (order[site.source], site.dim))
         norms = []
         for node, source, dims in trace.norms:
@@ -215,7 +234,7 @@ class _RunTable:
             for ids in runs:
                 number = self._number(ids)
                 if number is None:
-                    factor *= len(ids)  # noqa: PLW2901 - a run without units is a constant
+                    factor *= len(ids)
                 else:
                     numbers.append(number)
             key = tuple(sorted(numbers))

@@ -1,4 +1,4 @@
-"""The dependency graph users can look at: which parameter axes are coupled, and by which operation."""
+"""The dependency graph: which parameter axes are coupled, and by which operation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from fxprune.analysis.plan import Member, Plan
 __all__ = ["dependency_graph"]
 
 
-def dependency_graph(plan: Plan) -> nx.MultiGraph:
+def dependency_graph(plan: Plan) -> nx.MultiGraph[Member]:
     """Build the dependency graph of a plan.
 
     Returns
     -------
     networkx.MultiGraph
-        A node per parameter and buffer axis (`Member`) with attributes ``size`` (positions) and ``groups`` (names of the groups it
-        belongs to). An edge per pair of axes that one operation tied, with attributes ``operation`` (node, module and source line) and ``count``
-        (how many positions it tied).
+        A node per parameter and buffer axis (`Member`) with attributes ``size`` (positions) and
+        ``groups`` (names of the groups it belongs to). An edge per pair of axes that one operation
+        tied, with attributes ``operation`` (node, module and source line) and ``count`` (how many
+        positions it tied).
     """
-    graph = nx.MultiGraph()
+    graph: nx.MultiGraph[Member] = nx.MultiGraph()
     owner = np.full(len(plan.units), -1, dtype=np.int64)
     members = []
     for number, ((name, dim), ids) in enumerate(plan.axes.items()):

@@ -1,4 +1,4 @@
-"""From ids to groups: number the units, gather them into groups by their member axes, name what is frozen."""
+"""From ids to groups: number the units, gather them by their member axes, name what is frozen."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def _groups(
 ) -> tuple[npt.NDArray[np.int64], tuple[ChannelGroup, ...]]:
     """Return the units in group order and the groups.
 
-    Units belong to one group when their sets of axes are equal; sets are compared by a sum of random 64-bit
-    numbers, one per axis, and never by Python loops over units.
+    Units belong to one group when their sets of axes are equal; sets are compared by a sum of
+    random 64-bit numbers, one per axis, and never by Python loops over units.
     """
     units, axes, places = _pairs(stored, resolution)
     if not len(units):
@@ -115,12 +115,19 @@ def _groups(
         members = _members(stored, mine)
         lead = stored[int(lead_axis[chunk[0]])][0]
         groups.append(
-            ChannelGroup(_name(lead, bool(is_input[lead_axis[chunk[0]]]), names), "channel", len(chunk), members)
+            ChannelGroup(
+                _name(lead, bool(is_input[lead_axis[chunk[0]]]), names),
+                "channel",
+                len(chunk),
+                members,
+            )
         )
     return np.concatenate(chunks), tuple(groups)
 
 
-def _members(stored: Sequence[tuple[Owner, Ids]], axes: npt.NDArray[np.int64]) -> tuple[Member, ...]:
+def _members(
+    stored: Sequence[tuple[Owner, Ids]], axes: npt.NDArray[np.int64]
+) -> tuple[Member, ...]:
     owners = [stored[int(a)][0] for a in axes]
     parameters = [o for o in owners if o.kind == "parameter"] or owners
     return tuple(Member(o.name, o.dim) for o in parameters)
@@ -136,18 +143,21 @@ def _name(owner: Owner, is_input: bool, taken: dict[str, int]) -> str:
     return base if taken[base] == 1 else f"{base}:{taken[base]}"
 
 
-def _frozen(
-    stored: Sequence[tuple[Owner, Ids]], resolution: Resolution
-) -> list[FrozenAxis]:
+def _frozen(stored: Sequence[tuple[Owner, Ids]], resolution: Resolution) -> list[FrozenAxis]:
     frozen = []
     for owner, ids in stored:
         fixed = (resolution.units[ids] == resolution.n_units).all(axis=-1)
         if owner.kind != "parameter" or not fixed.any():
             continue
         roots = resolution.roots[ids[fixed]].tolist()
-        reason = next((resolution.reasons[r] for r in roots if r in resolution.reasons), "nothing else depends on it")
+        reason = next(
+            (resolution.reasons[r] for r in roots if r in resolution.reasons),
+            "nothing else depends on it",
+        )
         if reason != KERNEL:
-            frozen.append(FrozenAxis(Member(owner.name, owner.dim), reason, int(fixed.sum()), len(ids)))
+            frozen.append(
+                FrozenAxis(Member(owner.name, owner.dim), reason, int(fixed.sum()), len(ids))
+            )
     return frozen
 
 

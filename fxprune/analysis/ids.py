@@ -1,14 +1,17 @@
 """Channel ids: integers that name prunable positions, with the ties between them.
 
-Every position of every parameter axis gets an id of its own; operators tie ids together. An id lives when
-its whole class lives. Two more relations are needed:
+Every position of every parameter axis gets an id of its own; operators tie ids together. An id
+lives when its whole class lives. Two more relations are needed:
 
-* *freezing*: ``freeze(ids, reason)`` says that these positions must stay; a class with one frozen id is frozen.
-* *composition*: when two axes of widths ``a`` and ``b`` merge into one of width ``a * b``, position ``(i, j)`` of
-  the result lives exactly when ``i`` and ``j`` both do. ``compose`` returns such ids. After `resolve`, an id
-  therefore stands for a *set* of atomic classes, the units; almost always the set has one member.
+* *freezing*: ``freeze(ids, reason)`` says that these positions must stay; a class with one frozen
+  id is frozen.
+* *composition*: when two axes of widths ``a`` and ``b`` merge into one of width ``a * b``, position
+  ``(i, j)`` of the result lives exactly when ``i`` and ``j`` both do. ``compose`` returns such ids.
+  After `resolve`, an id therefore stands for a *set* of atomic classes, the units; almost always
+  the set has one member.
 
-Id 0 is "always kept". All operations work on whole numpy arrays: a residual add of 2048 channels is one call.
+Id 0 is "always kept". All operations work on whole numpy arrays: a residual add of 2048 channels is
+one call.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
@@ -50,7 +54,8 @@ class Resolution:
     Attributes
     ----------
     units : Ids, shape (n_ids, k)
-        The unit indices whose conjunction each id is, padded with ``n_units``. An always-kept id has only padding.
+        The unit indices whose conjunction each id is, padded with ``n_units``. An always-kept id
+        has only padding.
     n_units : int
         Number of free units.
     reasons : dict[int, str]
@@ -81,7 +86,7 @@ class IdSpace:
     def __len__(self) -> int:
         return self._size
 
-    # -- making ids --------------------------------------------------------------------------------------
+    # -- making ids
     def fresh(self, count: int, owner: Owner) -> Ids:
         """Return `count` new consecutive ids born at `owner`."""
         start, stop = self._size, self._size + count
@@ -97,7 +102,7 @@ class IdSpace:
         return ids
 
     def compose(self, a: Ids, b: Ids, owner: Owner) -> Ids:
-        """Return ids that live exactly when the ids of `a` and `b` at the same position both live."""
+        """Return ids that live exactly where those of `a` and those of `b` both live."""
         if not a.any():
             return b
         if not b.any():
@@ -107,7 +112,7 @@ class IdSpace:
         return ids
 
     def parts(self, ids: Ids) -> tuple[Ids, Ids] | None:
-        """Return the two factors of composed ids, or None when `ids` is not one composed run (in any order)."""
+        """Return the two factors of ids that one composition made, in any order, or None."""
         for made, a, b in self._composed:
             if len(ids) and made[0] <= ids.min() and ids.max() <= made[-1]:
                 at = ids - made[0]
@@ -115,7 +120,10 @@ class IdSpace:
         return None
 
     def atoms(self, ids: Ids) -> Ids:
-        """Return the distinct ids that are not composed and on which `ids` depend; id 0 left out."""
+        """Return the distinct ids that are not composed and on which `ids` depend.
+
+        Id 0 is left out.
+        """
         todo = [np.unique(ids)]
         found: list[Ids] = []
         while todo:
@@ -127,15 +135,16 @@ class IdSpace:
                     todo += [np.unique(a[at]), np.unique(b[at])]
                     rest = rest[(rest < made[0]) | (rest > made[-1])]
             found.append(rest)
-        atoms = np.unique(np.concatenate(found))
-        return atoms[atoms != ALWAYS]
+        atoms: Ids = np.unique(np.concatenate(found))
+        kept: Ids = atoms[atoms != ALWAYS]
+        return kept
 
-    # -- relations ---------------------------------------------------------------------------------------
+    # -- relations
     def find(self, ids: Ids) -> Ids:
         """Return the root of each id."""
         root = self._parent[ids]
         while True:
-            up = self._parent[root]
+            up: Ids = self._parent[root]
             if np.array_equal(up, root):
                 break
             root = up
@@ -143,7 +152,10 @@ class IdSpace:
         return root
 
     def unify(self, a: Ids, b: Ids, where: str, why_frozen: str = "") -> None:
-        """Tie `a` and `b` position by position; a position tied to id 0 is frozen with `why_frozen`."""
+        """Tie `a` and `b` position by position.
+
+        A position tied to id 0 is frozen with `why_frozen`.
+        """
         fixed = (a == ALWAYS) != (b == ALWAYS)
         if fixed.any():
             self.freeze(np.maximum(a, b)[fixed], why_frozen or f"tied to a fixed size by {where}")
@@ -175,11 +187,14 @@ class IdSpace:
             self._frozen.append((free, reason))
 
     def mark_input(self, ids: Ids | None) -> None:
-        """Mark ids as the input side of a contraction: they follow a producer, they do not make a width."""
+        """Mark ids as the input side of a contraction.
+
+        They follow a producer, they do not make a width.
+        """
         if ids is not None:
             self._inputs.append(ids[ids != ALWAYS])
 
-    # -- questions ---------------------------------------------------------------------------------------
+    # -- questions
     def owners(self, ids: Ids) -> list[Owner]:
         """Return the distinct owners of `ids`, in order of birth."""
         at = np.searchsorted(np.asarray(self._starts), np.unique(ids), side="right") - 1
@@ -198,14 +213,15 @@ class IdSpace:
             mask[ids] = True
         return mask
 
-    # -- the end -----------------------------------------------------------------------------------------
+    # -- the end
     def resolve(self, used: npt.NDArray[np.bool_]) -> Resolution:
         """Turn ids into units.
 
         Parameters
         ----------
         used : bool array, shape (n_ids,)
-            Ids that slice some parameter or buffer. A class with none of them has nothing to prune and is kept.
+            Ids that slice some parameter or buffer. A class with none of them has nothing to prune
+            and is kept.
         """
         self._close_compositions()
         roots = self.find(np.arange(self._size, dtype=np.int64))
@@ -217,11 +233,15 @@ class IdSpace:
         for made, a, b in self._composed:
             pairs = zip(roots[made].tolist(), roots[a].tolist(), roots[b].tolist(), strict=True)
             composed.update({m: (x, y) for m, x, y in pairs})
+        cyclic = _cyclic(composed)
+        reasons.update(dict.fromkeys(cyclic, "its channels would have to be parts of themselves"))
         self._spread_freezing(composed, reasons)
+        for root in cyclic:
+            del composed[root]
         needed = np.zeros(self._size, dtype=bool)
         needed[roots[used]] = True
-        for made, (x, y) in composed.items():
-            needed[[x, y]] |= needed[made]
+        for whole, parts in reversed(composed.items()):
+            needed[list(parts)] |= needed[whole]
         atomic = np.unique(roots)
         fixed = np.fromiter({ALWAYS, *reasons, *composed}, dtype=np.int64)
         free = atomic[needed[atomic] & ~np.isin(atomic, fixed)]
@@ -229,7 +249,10 @@ class IdSpace:
         return Resolution(units[roots], len(free), reasons, roots)
 
     def _close_compositions(self) -> None:
-        """Tie the factors of composed ids that were themselves tied: equal products have equal factors."""
+        """Tie the factors of composed ids that were themselves tied.
+
+        Equal products have equal factors.
+        """
         changed = bool(self._composed)
         while changed:
             changed = False
@@ -245,7 +268,7 @@ class IdSpace:
 
     @staticmethod
     def _spread_freezing(composed: dict[int, tuple[int, int]], reasons: dict[int, str]) -> None:
-        """A frozen product freezes its factors."""
+        """Freeze the factors of frozen products."""
         changed = True
         while changed:
             changed = False
@@ -257,6 +280,14 @@ class IdSpace:
                             changed = True
 
 
+def _cyclic(composed: dict[int, tuple[int, int]]) -> set[int]:
+    """Return the roots that are, through compositions, parts of themselves."""
+    graph = nx.DiGraph([(whole, part) for whole, parts in composed.items() for part in parts])
+    loops = {whole for whole, parts in composed.items() if whole in parts}
+    rings = (ring for ring in nx.strongly_connected_components(graph) if len(ring) > 1)
+    return loops.union(*rings)
+
+
 def _unit_table(size: int, free: Ids, composed: dict[int, tuple[int, int]]) -> Ids:
     """Return for each root the indices of the units it needs, padded with ``len(free)``."""
     pad = len(free)
@@ -266,20 +297,17 @@ def _unit_table(size: int, free: Ids, composed: dict[int, tuple[int, int]]) -> I
         return single[:, None]
     sets: dict[int, frozenset[int]] = {}
 
-    def units_of(root: int, trail: frozenset[int]) -> frozenset[int]:
-        if root in trail:
-            return frozenset()
+    def units_of(root: int) -> frozenset[int]:
         if root not in sets:
             if root in composed:
                 x, y = composed[root]
-                deeper = trail | {root}
-                sets[root] = units_of(x, deeper) | units_of(y, deeper)
+                sets[root] = units_of(x) | units_of(y)
             else:
                 unit = int(single[root])
                 sets[root] = frozenset() if unit == pad else frozenset({unit})
         return sets[root]
 
-    rows = {root: sorted(units_of(root, frozenset())) for root in composed}
+    rows = {root: sorted(units_of(root)) for root in composed}
     width = max(1, *(len(row) for row in rows.values()))
     table = np.full((size, width), pad, dtype=np.int64)
     table[:, 0] = single

@@ -1,8 +1,8 @@
-"""Walk a captured graph node by node under the tracker, and keep what each node's value looked like."""
+"""Walk a captured graph node by node under the tracker and note what each value looked like."""
 
 from __future__ import annotations
 
-import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,13 +33,16 @@ class GraphTrace:
     Attributes
     ----------
     values : dict[str, NodeIds]
-        By node name: shape and ids of every tensor in its value (several for split), for nodes that carry ids.
+        By node name: shape and ids of every tensor in its value (several for split), for nodes that
+        carry ids.
     sizes : dict[str, tuple[str, int]]
         Nodes whose value is the width of one axis: the tensor's node and the axis.
     arguments : dict[str, tuple]
-        Positional arguments of nodes that carry ids, integers as they were (tensors replaced by None).
+        Positional arguments of nodes that carry ids, integers as they were (tensors replaced by
+        None).
     redirects : list[tuple[str, str]]
-        ``(value, writer)``: `writer` changed `value` in place; later readers of `value` see what `writer` returned.
+        ``(value, writer)``: `writer` changed `value` in place; later readers of `value` see what
+        `writer` returned.
     outputs : list of TensorIds
         Ids of the tensors the model returns.
     contractions, norms, terms
@@ -57,8 +60,12 @@ class GraphTrace:
 
 
 def describe_node(node: fx.Node) -> str:
-    """Return how to name a node to the user: its target and, if known, the line of their forward."""
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    """Return a node's target and, if known, the line of the user's forward that made it."""
+    target = (
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", str(node.target))
+    )
     stack = node.meta.get("nn_module_stack")
     inside = ""
     if stack and node.op != "call_module":
@@ -108,7 +115,11 @@ def interpret(
 
 class _Walk:
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, tracker: Tracker, names: Mapping[int, tuple[str, str]]
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        tracker: Tracker,
+        names: Mapping[int, tuple[str, str]],
     ) -> None:
         self.root = root
         self.graph = graph
@@ -122,7 +133,11 @@ class _Walk:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         values = _bind(placeholders, self._meta(tuple(args)), self._meta(dict(kwargs)))
         tracker, trace = self.tracker, self.trace
-        tracker.contractions, tracker.norms, tracker.terms = trace.contractions, trace.norms, trace.terms
+        tracker.contractions, tracker.norms, tracker.terms = (
+            trace.contractions,
+            trace.norms,
+            trace.terms,
+        )
         with torch.no_grad(), no_attention_fastpath(), tracker:
             for node in self.graph.nodes:
                 self._step(node, values)
@@ -141,7 +156,9 @@ class _Walk:
         tracker = self.tracker
         tracker.node, tracker.where = node.name, describe_node(node)
         tracker.inputs = {
-            id(t): source.name for source in node.all_input_nodes for t in flat_tensors(self.env[source])
+            id(t): source.name
+            for source in node.all_input_nodes
+            for t in flat_tensors(self.env[source])
         }
         tracker.opaque = not _is_torch(self.root, node)
         tracker.mutated.clear()
@@ -149,7 +166,7 @@ class _Walk:
             value = self._value(node, values)
         except FxpruneError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the model's own code raises is the user's to read
+        except Exception as error:
             raise self._failed(node, error) from error
         mutated = list(tracker.mutated)
         tracker.finish_node(value)
@@ -178,12 +195,14 @@ class _Walk:
         return args[0]
 
     def _freeze_unknown(self, module: nn.Module) -> None:
-        """Freeze the parameters of a module whose own size attributes nobody knows how to update."""
+        """Freeze the parameters of a module whose own sizes nobody knows how to update."""
         if not isinstance(module, RESIZABLE):
             for tensor in module.parameters():
                 for axis in self.tracker.record(self._twin(tensor)).ids:
                     kind = type(module).__name__
-                    self.tracker.space.freeze(axis, f"{self.tracker.where} is a {kind}, which is kept whole")
+                    self.tracker.space.freeze(
+                        axis, f"{self.tracker.where} is a {kind}, which is kept whole"
+                    )
 
     def _attribute(self, target: str) -> Any:
         value = fetch(self.root, target)
@@ -217,7 +236,9 @@ class _Walk:
 
     def _failed(self, node: fx.Node, error: Exception) -> InputError:
         shapes = ", ".join(
-            str(tuple(t.shape)) for source in node.all_input_nodes for t in flat_tensors(self.env.get(source))
+            str(tuple(t.shape))
+            for source in node.all_input_nodes
+            for t in flat_tensors(self.env.get(source))
         )
         return InputError(
             f"the model does not run on these example inputs: {type(error).__name__}: {error}",
@@ -256,7 +277,7 @@ class _Walk:
             return
         if node.op == "call_method" and node.target == "size":
             holder: Any = source
-        elif getattr(node.target, "__name__", "") == "getitem" and _gives_shape(source):
+        elif node.target is operator.getitem and _gives_shape(source):
             holder = source.args[0]
         else:
             return
@@ -268,21 +289,20 @@ class _Walk:
 def _gives_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target == "size" and len(node.args) == 1
-    return getattr(node.target, "__name__", "") == "getattr" and node.args[1] == "shape"
+    return node.target is getattr and node.args[1:] == ("shape",)
 
 
-def _bind(nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(
+    nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    form = "pass example_inputs as a tensor, a tuple of positional or a dict of keyword arguments"
+    if len(args) > len(nodes):
+        raise InputError(f"the model takes {len(nodes)} inputs, {len(args)} were given", hint=form)
     values: dict[str, Any] = {}
-    missing = object
-    for node, given in itertools.zip_longest(nodes, args, fillvalue=missing):
-        if node is missing:
-            raise InputError(
-                f"the model takes {len(nodes)} inputs, {len(args)} were given",
-                hint="pass example_inputs as a tensor, a tuple of positional or a dict of keyword arguments",
-            )
+    for place, node in enumerate(nodes):
         name = str(node.target).lstrip("*")
-        if given is not missing:
-            values[node.name] = given
+        if place < len(args):
+            values[node.name] = args[place]
         elif name in kwargs:
             values[node.name] = kwargs[name]
         elif node.args:
@@ -290,7 +310,7 @@ def _bind(nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, An
         else:
             raise InputError(
                 f"no example input for the argument {name!r} of the model's forward",
-                hint="pass example_inputs as a tensor, a tuple of positional or a dict of keyword arguments",
+                hint=form,
             )
     unknown = set(kwargs) - {str(n.target).lstrip("*") for n in nodes}
     if unknown:

@@ -81,7 +81,13 @@ class Op:
     """
 
     def __init__(
-        self, recorder: Recorder, name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, where: str
+        self,
+        recorder: Recorder,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        out: Any,
+        where: str,
     ) -> None:
         self._recorder = recorder
         self.name = name
@@ -91,7 +97,7 @@ class Op:
         self.where = where
         self.space = recorder.space
 
-    # -- reading -----------------------------------------------------------------------------------------
+    # -- reading
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""
         if index < len(self.args):
@@ -114,7 +120,7 @@ class Op:
         """Return all tensor arguments."""
         return flat_tensors([self.args, self.kwargs])
 
-    # -- relations ---------------------------------------------------------------------------------------
+    # -- relations
     def unify(self, a: AxisIds, b: AxisIds, width: int, why: str = "") -> AxisIds:
         """Tie two axes of equal width position by position and return the ids of the result."""
         why = why or f"{self.where} combines it with something of fixed size"
@@ -142,7 +148,7 @@ class Op:
         return self.space.fresh(width, Owner(self.where, 0, "node"))
 
     def contract(self, tensor: Tensor, dims: Sequence[int]) -> None:
-        """Say that the operator sums over these axes of `tensor`, so that it must be gated before."""
+        """Say that the operator sums over these axes of `tensor`: it must be gated before."""
         record = self._recorder.record(tensor)
         for dim in dims:
             ids = record.ids[dim]
@@ -150,7 +156,10 @@ class Op:
                 self._recorder.add_contraction(record, ids)
 
     def contract_pair(self, a: Tensor, a_dim: int, b: Tensor, b_dim: int) -> None:
-        """Say that the operator sums over one axis of `a` against one of `b`: tie them and gate one of the two."""
+        """Say that the operator sums over one axis of `a` against one of `b`.
+
+        The two are tied, and one of them is gated.
+        """
         ia, ib = self.ids(a)[a_dim], self.ids(b)[b_dim]
         reason = f"{self.where} sums over it together with something of fixed size"
         for ids, tensor, other in ((ia, a, b), (ib, b, a)):
@@ -169,10 +178,13 @@ class Op:
             self._recorder.add_norm(record, dims)
 
     def macs(self, factor: int, *runs: AxisIds) -> None:
-        """Count multiply-accumulates: `factor` times the number of kept positions of each run of ids."""
+        """Count multiply-accumulates.
+
+        They are `factor` times the number of kept positions of each run of ids.
+        """
         self._recorder.add_macs(factor, tuple(r for r in runs if r is not None))
 
-    # -- results -----------------------------------------------------------------------------------------
+    # -- results
     def set(self, ids: TensorIds, out: Tensor | None = None, moved: Tensor | None = None) -> None:
         """Set the ids of the result (or of one of several results).
 

@@ -1,7 +1,9 @@
-"""The result of the analysis, as plain data: groups, frozen axes, where gates go, what everything costs.
+"""The result of the analysis, as plain data.
 
-Nothing here refers to graph nodes or modules, only to their names, so that a plan survives deepcopy and pickling and fits every
-graph that was captured from the same model.
+It holds groups, frozen axes, where gates go and what everything costs.
+
+Nothing here refers to graph nodes or modules, only to their names, so that a plan survives deepcopy
+and pickling and fits every graph that was captured from the same model.
 """
 
 from __future__ import annotations
@@ -16,7 +18,16 @@ import numpy.typing as npt
 from fxprune.analysis.ids import Ids, Tie
 from fxprune.analysis.interpret import GraphTrace
 
-__all__ = ["ChannelGroup", "CostTerms", "FrozenAxis", "GateSite", "GraphPlan", "Member", "NormGate", "Plan"]
+__all__ = [
+    "ChannelGroup",
+    "CostTerms",
+    "FrozenAxis",
+    "GateSite",
+    "GraphPlan",
+    "Member",
+    "NormGate",
+    "Plan",
+]
 
 GroupKind = Literal["channel", "head", "head_dim", "branch"]
 Keep = npt.NDArray[np.bool_]
@@ -173,7 +184,7 @@ class Plan:
     def kept(self, ids: Ids, keep: Keep) -> Keep:
         """Return which positions of a run of ids a keep-vector (one bool per unit) keeps."""
         full = np.append(keep, True)
-        kept: Keep = full[self.units[ids]].all(axis=-1)
+        kept: Keep = np.asarray(full[self.units[ids]].all(axis=-1))
         return kept
 
     def prunable(self, ids: Ids | None) -> bool:

@@ -1,8 +1,9 @@
 """The dispatch mode that pushes channel ids below torch functions, one executed operator at a time.
 
-The model runs on meta tensors (shapes without data). Parameters and floating-point buffers get fresh ids on every axis when they
-are first used; each operator's rule then says what its result carries. Small constants (index tables, aranges)
-keep their real value beside the meta tensor, so that a table look-up can be followed.
+The model runs on meta tensors (shapes without data). Parameters and floating-point buffers get
+fresh ids on every axis when they are first used; each operator's rule then says what its result
+carries. Small constants (index tables, aranges) keep their real value beside the meta tensor, so
+that a table look-up can be followed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["Contraction", "MacsTerm", "NormSite", "Tracker"]
 
 _CONST_LIMIT = 1 << 20
 _FACTORIES = {
-    f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "linspace", "scalar_tensor", "eye")
+    f"aten::{name}"
+    for name in ("arange", "zeros", "ones", "full", "linspace", "scalar_tensor", "eye")
 }
 _META = torch.device("meta")
 
@@ -34,7 +36,7 @@ NormSite = tuple[str, str, tuple[int, ...]]  # norm node, its input node, normal
 MacsTerm = tuple[int, tuple[Ids, ...]]  # constant factor, runs of ids whose kept counts multiply it
 
 
-class Tracker(DispatchMode):
+class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
     """Runs operators on meta tensors and keeps the ids of every tensor.
 
     Parameters
@@ -57,7 +59,7 @@ class Tracker(DispatchMode):
     """
 
     def __init__(self, space: IdSpace, rules: Registry, unknown: str = "freeze") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.space = space
         self.node = ""
         self.where = ""
@@ -73,9 +75,11 @@ class Tracker(DispatchMode):
         self._stored: dict[int, tuple[Owner, Tensor, Tensor]] = {}
         self._meta_of: dict[int, tuple[Tensor, Tensor]] = {}
 
-    # -- tensors -----------------------------------------------------------------------------------------
+    # -- tensors
     def to_meta(self, real: Tensor, name: str = "", kind: str = "node") -> Tensor:
-        """Return the meta twin of a real tensor; the same tensor gives the same twin, so ties are kept.
+        """Return the meta twin of a real tensor.
+
+        The same tensor gives the same twin, so ties are kept.
 
         Parameters
         ----------
@@ -88,7 +92,9 @@ class Tracker(DispatchMode):
         if id(real) in self._meta_of:
             return self._meta_of[id(real)][1]
         twin = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
-        self._records.pop(id(twin), None)  # made under this very mode, it was recorded as a plain result
+        self._records.pop(
+            id(twin), None
+        )  # made under this very mode, it was recorded as a plain result
         self._meta_of[id(real)] = (real, twin)
         if kind != "node" and real.dtype.is_floating_point:
             self._stored[id(twin)] = (Owner(name, 0, kind), twin, real)
@@ -98,7 +104,7 @@ class Tracker(DispatchMode):
         return twin
 
     def seen(self) -> set[str]:
-        """Return the names of the parameters and floating-point buffers that the graphs refer to."""
+        """Return the names of the parameters and floating-point buffers the graphs refer to."""
         return {owner.name for owner, _, _ in self._stored.values()}
 
     def record(self, tensor: Tensor) -> TensorRecord:
@@ -129,12 +135,14 @@ class Tracker(DispatchMode):
         for tensor in flat_tensors(value):
             self.record(tensor).from_input = True
 
-    # -- what rules record ---------------------------------------------------------------------------------
+    # -- what rules record
     def add_contraction(self, record: TensorRecord, ids: Ids) -> None:
         """See `Op.contract`."""
         source = self.inputs.get(id(record.root))
         if source is None:
-            self.space.freeze(ids, f"{self.where} sums over it inside one opaque module or function")
+            self.space.freeze(
+                ids, f"{self.where} sums over it inside one opaque module or function"
+            )
         else:
             self.contractions.append((self.node, source, ids))
 
@@ -144,7 +152,8 @@ class Tracker(DispatchMode):
         if source is None or record.root is not record.tensor:
             for d in dims:
                 self.space.freeze(
-                    record.ids[d], f"{self.where} normalises over it inside one opaque module or function"
+                    record.ids[d],
+                    f"{self.where} normalises over it inside one opaque module or function",
                 )
         else:
             self.norms.append((self.node, source, dims))
@@ -153,9 +162,13 @@ class Tracker(DispatchMode):
         """See `Op.macs`."""
         self.terms.append((factor, runs))
 
-    # -- dispatch ------------------------------------------------------------------------------------------
+    # -- dispatch
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         tensors = flat_tensors([args, kwargs])
@@ -176,7 +189,9 @@ class Tracker(DispatchMode):
             self.mutated.append(tensors[0])
         static = bool(tensors) and all(self.record(t).static for t in tensors)
         moving = [t for t in tensors if not self.record(t).static]
-        from_input = bool(moving) and all(self.record(t).from_input for t in moving) and not _counts(name)
+        from_input = (
+            bool(moving) and all(self.record(t).from_input for t in moving) and not _counts(name)
+        )
         self._apply(func, name, args, kwargs, out, tensors)
         for tensor in results:
             record = self.record(tensor)
@@ -195,7 +210,7 @@ class Tracker(DispatchMode):
         return value
 
     def _constant_inputs(self, func: Any, tensors: list[Tensor]) -> dict[int, Tensor] | None:
-        """Return the real values of all arguments, or None when one is unknown or the operator writes."""
+        """Return the real values of all arguments, or None if one is unknown or gets written."""
         if is_mutable(func) or not tensors:
             return None
         values: dict[int, Tensor] = {}
@@ -266,8 +281,15 @@ class Tracker(DispatchMode):
 
 
 def _counts(name: str) -> bool:
-    """Return whether an operator matters even when no argument carries ids: its MACs are counted."""
-    return name in ("aten::convolution", "aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv")
+    """Return whether an operator's MACs count, so that it matters even without ids."""
+    return name in (
+        "aten::convolution",
+        "aten::mm",
+        "aten::bmm",
+        "aten::addmm",
+        "aten::baddbmm",
+        "aten::mv",
+    )
 
 
 def _replace(value: Any, known: Mapping[int, Tensor]) -> Any:

@@ -1,8 +1,8 @@
 """Capture: from any model to torch.fx graphs over one set of parameters.
 
-One way per file, tried in order; this module only chooses. Symbolic tracing is the first. Capture by ``torch.export`` and by regions
-join here as further entries of `_WAYS`: each takes a model and what is known of its inputs and returns a `Captured`, or raises
-`CaptureError`.
+One way per file, tried in order; this module only chooses. Symbolic tracing is the first. Capture
+by ``torch.export`` and by regions join here as further entries of `_WAYS`: each takes a model and
+what is known of its inputs and returns a `Captured`, or raises `CaptureError`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _symbolic(model: nn.Module, given: int | None, names: frozenset[str]) -> Cap
 _WAYS: tuple[Callable[[nn.Module, int | None, frozenset[str]], Captured], ...] = (_given, _symbolic)
 
 
-def capture(model: nn.Module, given: int | None = None, names: frozenset[str] = frozenset()) -> Captured:
+def capture(
+    model: nn.Module, given: int | None = None, names: frozenset[str] = frozenset()
+) -> Captured:
     """Capture a model by the first way that works.
 
     Parameters

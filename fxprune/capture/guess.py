@@ -1,4 +1,4 @@
-"""Guess example inputs when the user gives none: from the first layer that reads the model's input."""
+"""Guess example inputs, when none are given, from the first layer that reads the model's input."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def _shapes(layer: nn.Module | None) -> list[tuple[int, ...]]:
     if isinstance(layer, nn.Embedding):
         return [(1, 16), (16,)]
     raise InputError(
-        "cannot guess example inputs: no convolution, linear, recurrent or embedding layer reads the model's input",
+        "cannot guess example inputs: no convolution, linear, recurrent or embedding layer "
+        "reads the model's input",
         hint="pass example_inputs: a tensor, a tuple or a dict of keyword arguments",
     )

@@ -1,7 +1,8 @@
 """Capture by torch.fx symbolic tracing, with the user's own modules kept as leaves.
 
-The forward is traced once in evaluation and once in training mode, because a traced ``if self.training:`` is baked in. Where both
-give the same graph (almost always) one is kept; otherwise both are, over one set of parameters.
+The forward is traced once in evaluation and once in training mode, because a traced ``if
+self.training:`` is baked in. Where both give the same graph (almost always) one is kept; otherwise
+both are, over one set of parameters.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _OWN = ("torch.", "fxprune.")
 
 
 class SymbolicTracer(fx.Tracer):
-    """Tracer that keeps torch's modules, and small ones that behave differently in training, as leaves.
+    """Tracer that keeps torch's modules, StochasticDepth and its like as leaves.
 
     Every node's ``meta["fxprune_source"]`` is the ``file:line`` of the user's forward that made it.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep torch's own modules whole, and StochasticDepth and its like, whose branch on `training` must live on."""
+        """Keep torch's own modules whole, and small ones that branch on `training` themselves."""
         if super().is_leaf_module(m, module_qualified_name):
             return True
         childless = next(m.children(), None) is None and next(m.parameters(), None) is None
@@ -94,7 +95,7 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
 def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     try:
         graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
-    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything while it is traced
+    except Exception as error:
         raise _failure(model, error) from error
     forget_tracer(graph)
     for node in list(graph.nodes):
@@ -143,7 +144,8 @@ def _failure(model: nn.Module, error: Exception) -> CaptureError:
         where=where,
         seen=line,
         hint=(
-            "control flow on tensor values or shapes cannot be traced: rewrite that line, move it into a function marked "
+            "control flow on tensor values or shapes cannot be traced: rewrite that line, move "
+            "it into a function marked "
             "with torch.fx.wrap, or pass a torch.fx.GraphModule that you traced yourself"
         ),
     )

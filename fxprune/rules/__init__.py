@@ -1,7 +1,8 @@
 """Operator rules: how channel ids pass through each operator. One file per family.
 
-To add an operator: write a rule in the file of its family (or a new file, imported here) and one row in
-``tests/op_samples.py``. An operator with no rule freezes the ids that reach it, with a recorded reason.
+To add an operator: write a rule in the file of its family (or a new file, imported here) and one
+row in ``tests/op_samples.py``. An operator with no rule freezes the ids that reach it, with a
+recorded reason.
 """
 
 from fxprune.rules import conv, matmul, movement, norm, pointwise, reduction

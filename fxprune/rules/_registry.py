@@ -13,7 +13,10 @@ Rule = Callable[[Op], None]
 
 
 class Registry:
-    """Operator name (``aten::add``, no overload) to rule; `child` makes a layer that tests may change."""
+    """Rules by operator name (``aten::add``, no overload).
+
+    `child` makes a layer that tests may change.
+    """
 
     def __init__(self, parent: Registry | None = None) -> None:
         self._rules: dict[str, Rule] = {}
@@ -25,7 +28,8 @@ class Registry:
         Parameters
         ----------
         *names : str
-            Operator names such as ``"aten::convolution"``. The in-place twin (``aten::relu_``) shares the rule.
+            Operator names such as ``"aten::convolution"``. The in-place twin (``aten::relu_``)
+            shares the rule.
 
         Raises
         ------

@@ -1,15 +1,20 @@
 """Convolutions.
 
-``y[n, o] = sum over i of w[o, i] * x[n, g(o) * I/G + i]`` with G groups: output channel o and input position i belong
-to weight axes 0 and 1 (swapped, and divided by G on the other side, when transposed).
+``y[n, o] = sum over i of w[o, i] * x[n, g(o) * I/G + i]`` with G groups: output channel o and input
+position i belong to weight axes 0 and 1 (swapped, and divided by G on the other side, when
+transposed).
 
-* dense (G = 1): the input's ids are the weight's input ids; the output's are the weight's output ids.
-* depthwise (one input channel per group): nothing is summed over, output channel o follows its group's input.
-* grouped: all groups must keep equally many positions. The same positions are kept in every group, so the ids of
-  position i are tied across groups, on the input and on the output side. With one output channel per group there is nothing
-  to choose inside a group: whole groups go, inputs and output together.
+* dense (G = 1): the input's ids are the weight's input ids; the output's are the weight's output
+  ids.
+* depthwise (one input channel per group): nothing is summed over, output channel o follows its
+  group's input.
+* grouped: all groups must keep equally many positions. The same positions are kept in every group,
+  so the ids of position i are tied across groups, on the input and on the output side. With one
+  output channel per group there is nothing to choose inside a group: whole groups go, inputs and
+  output together.
 
-Multiply-accumulates are the kept entries of the weight times the output pixels (input pixels when transposed).
+Multiply-accumulates are the kept entries of the weight times the output pixels (input pixels when
+transposed).
 """
 
 from __future__ import annotations
@@ -75,7 +80,9 @@ def _transposed(op: Op, x: Tensor, weight: Tensor, groups: int) -> AxisIds:
 
 def _per_group(op: Op, per_group: AxisIds, within: AxisIds, multiplier: int) -> AxisIds:
     """Whole groups go: every position inside one follows it."""
-    op.freeze(within, f"{op.where} is depthwise: whole groups are pruned, not positions inside them")
+    op.freeze(
+        within, f"{op.where} is depthwise: whole groups are pruned, not positions inside them"
+    )
     return None if per_group is None else np.repeat(per_group, multiplier)
 
 
@@ -90,7 +97,11 @@ def _grouped(op: Op, x: Tensor, weight: Tensor, groups: int) -> AxisIds:
     inside, out_ids = op.ids(weight)[1], op.ids(weight)[0]
     x_ids = op.ids(x)[1]
     if weight.shape[0] == groups:
-        op.freeze(inside, f"{op.where} has one output per group: whole groups are pruned, not positions inside them")
+        op.freeze(
+            inside,
+            f"{op.where} has one output per group: whole groups are pruned, not positions "
+            f"inside them",
+        )
         op.contract(x, [1])
         spread = None if out_ids is None else np.repeat(out_ids, x.shape[1] // groups)
         op.unify(x_ids, spread, x.shape[1], _fixed(op))

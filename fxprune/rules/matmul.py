@@ -1,7 +1,8 @@
 """The matrix-product family.
 
-``c[.., i, j] = sum over k of a[.., i, k] * b[.., k, j]``: the contracted axes k are tied, i and j pass through, batch axes are
-tied position by position. A linear layer reaches us as a transpose, a reshape and one of these.
+``c[.., i, j] = sum over k of a[.., i, k] * b[.., k, j]``: the contracted axes k are tied, i and j
+pass through, batch axes are tied position by position. A linear layer reaches us as a transpose, a
+reshape and one of these.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ def _product(op: Op, a: Tensor, b: Tensor) -> tuple[AxisIds, ...]:
     """Tie a (.., i, k) with b (.., k, j), count, and return the ids of the result."""
     contracted = op.ids(a)[-1] if op.ids(a)[-1] is not None else op.ids(b)[-2]
     op.contract_pair(a, a.dim() - 1, b, b.dim() - 2)
-    batch = [
-        op.unify(op.ids(a)[d], op.ids(b)[d], a.shape[d]) for d in range(a.dim() - 2)
-    ]
+    batch = [op.unify(op.ids(a)[d], op.ids(b)[d], a.shape[d]) for d in range(a.dim() - 2)]
     rows, columns = op.ids(a)[-2], op.ids(b)[-1]
     sizes = [*a.shape, b.shape[-1]]
     _count(op, list(zip(sizes, [*batch, rows, contracted, columns], strict=True)))

@@ -50,13 +50,13 @@ def _dim(dim: int, ndim: int) -> int:
     "aten::positive",
 )
 def copy(op: Op) -> None:
-    """The same elements in the same order."""
+    """Keep the elements and their order."""
     op.set(op.ids(op.args[0]), moved=op.args[0])
 
 
 @rule("aten::as_strided")
 def as_strided(op: Op) -> None:
-    """A new memory layout of the same shape is a copy; anything else reads positions by number."""
+    """Change the memory layout: a copy if the shape stays, else a look-up by position."""
     x = op.args[0]
     if tuple(op.args[1]) == tuple(x.shape):
         copy(op)
@@ -92,7 +92,11 @@ def transpose(op: Op) -> None:
     x = op.args[0]
     ids = list(op.ids(x))
     if len(ids) > 1:
-        a, b = (0, 1) if op.name == "aten::t" else (_dim(op.args[1], x.dim()), _dim(op.args[2], x.dim()))
+        a, b = (
+            (0, 1)
+            if op.name == "aten::t"
+            else (_dim(op.args[1], x.dim()), _dim(op.args[2], x.dim()))
+        )
         ids[a], ids[b] = ids[b], ids[a]
     op.set(tuple(ids), moved=x)
 
@@ -117,7 +121,10 @@ def squeeze(op: Op) -> None:
 
 @rule("aten::expand")
 def expand(op: Op) -> None:
-    """Repeat axes of width 1; a repeated axis has positions of its own, which may be dropped freely."""
+    """Repeat axes of width 1.
+
+    A repeated axis has positions of its own, which may be dropped freely.
+    """
     x = op.args[0]
     shape = op.shape()
     ids: list[AxisIds] = [*none_ids(len(shape) - x.dim()), *op.ids(x)]
@@ -133,7 +140,10 @@ def repeat(op: Op) -> None:
     """Repeat the whole tensor along its axes."""
     x, times = op.args
     ids: list[AxisIds] = [*none_ids(len(times) - x.dim()), *op.ids(x)]
-    op.set(tuple(None if i is None else np.tile(i, n) for i, n in zip(ids, times, strict=True)), moved=x)
+    op.set(
+        tuple(None if i is None else np.tile(i, n) for i, n in zip(ids, times, strict=True)),
+        moved=x,
+    )
 
 
 @rule("aten::cat", "aten::concat")
@@ -169,7 +179,13 @@ def stack(op: Op) -> None:
     op.set(tuple(axes))
 
 
-@rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unsafe_split", "aten::unsafe_chunk")
+@rule(
+    "aten::split",
+    "aten::split_with_sizes",
+    "aten::chunk",
+    "aten::unsafe_split",
+    "aten::unsafe_chunk",
+)
 def split(op: Op) -> None:
     """Cut one axis into runs."""
     x = op.args[0]
@@ -221,7 +237,10 @@ def slice_(op: Op) -> None:
 
 @rule("aten::flip", "aten::roll")
 def flip(op: Op) -> None:
-    """Reorder the positions of axes: shifting a pruned axis by a number would land elsewhere, so it is frozen."""
+    """Reorder the positions of axes.
+
+    Shifting a pruned axis by a number would land elsewhere, so it is frozen.
+    """
     x, dims = op.args[0], op.arg(1 if op.name == "aten::flip" else 2, "dims")
     ids = list(op.ids(x))
     for dim in dims or range(x.dim()):
@@ -251,7 +270,13 @@ def pad(op: Op) -> None:
     op.set(tuple(ids), moved=None if op.arg(2, "value", 0) else x)
 
 
-@rule("aten::index", "aten::index_select", "aten::gather", "aten::masked_select", "aten::_unsafe_index")
+@rule(
+    "aten::index",
+    "aten::index_select",
+    "aten::gather",
+    "aten::masked_select",
+    "aten::_unsafe_index",
+)
 def index(op: Op) -> None:
     """Take positions by number: the indexed axes must keep their width, the others pass through."""
     x = op.args[0]
@@ -264,7 +289,9 @@ def index(op: Op) -> None:
         op.set(tuple(ids))
         return
     tables = op.args[1] if op.name in ("aten::index", "aten::_unsafe_index") else None
-    plain = tables is not None and all(t is None or t.dtype.is_floating_point is False for t in tables)
+    plain = tables is not None and all(
+        t is None or t.dtype.is_floating_point is False for t in tables
+    )
     used = [] if tables is None else [d for d, t in enumerate(tables) if t is not None]
     adjacent = bool(used) and used == list(range(used[0], used[-1] + 1))
     masks = tables is not None and any(t is not None and t.dtype.itemsize == 1 for t in tables)

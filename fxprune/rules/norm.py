@@ -1,9 +1,12 @@
 """Normalisation.
 
-* BatchNorm works on each channel alone, in training and in evaluation: its parameters and statistics follow the channel.
-* LayerNorm takes statistics over the normalised axes. Over the kept positions only, ``mean = sum(g x) / sum(g)``, the same number
-  comes out before and after pruning: the graph gets a gated norm there, and the axis stays prunable.
-* GroupNorm mixes fixed groups of channels: frozen. (InstanceNorm arrives here as a BatchNorm of a reshaped tensor.)
+* BatchNorm works on each channel alone, in training and in evaluation: its parameters and
+  statistics follow the channel.
+* LayerNorm takes statistics over the normalised axes. Over the kept positions only, ``mean = sum(g
+  x) / sum(g)``, the same number comes out before and after pruning: the graph gets a gated norm
+  there, and the axis stays prunable.
+* GroupNorm mixes fixed groups of channels: frozen. (InstanceNorm arrives here as a BatchNorm of a
+  reshaped tensor.)
 """
 
 from __future__ import annotations

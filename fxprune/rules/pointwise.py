@@ -1,8 +1,9 @@
 """Pointwise operators: a residual add, a squeeze-excite product, a layer scale, an activation.
 
-The operands broadcast against each other; where two of them carry ids on the same axis these are tied position by position.
-An operand that has the full width on an axis but no ids there is of fixed size, and so is then the result. An operand of width 1
-there says nothing. ATen tags these operators itself (``torch.Tag.pointwise``), so that none of them needs a row here.
+The operands broadcast against each other; where two of them carry ids on the same axis these are
+tied position by position. An operand that has the full width on an axis but no ids there is of
+fixed size, and so is then the result. An operand of width 1 there says nothing. ATen tags these
+operators itself (``torch.Tag.pointwise``), so that none of them needs a row here.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ def broadcast_ids(op: Op, tensors: list[Tensor], ndim: int) -> TensorIds:
     return tuple(result)
 
 
-@rule("aten::hardswish", "aten::log_sigmoid", "aten::log_sigmoid_forward", "aten::floor_divide", "aten::polar")
+@rule(
+    "aten::hardswish",
+    "aten::log_sigmoid",
+    "aten::log_sigmoid_forward",
+    "aten::floor_divide",
+    "aten::polar",
+)
 def pointwise(op: Op) -> None:
-    """Any operator that works on each element alone, with broadcasting (named here: those that ATen forgot to tag)."""
+    """Work on each element alone, with broadcasting; named above are those ATen does not tag."""
     tensors = op.tensors()
     for out in flat_tensors(op.out):
         if out.numel():
@@ -64,7 +71,10 @@ def same(op: Op) -> None:
 
 @rule("aten::new_empty", "aten::new_zeros", "aten::new_ones", "aten::new_full")
 def new(op: Op) -> None:
-    """A new tensor of a given size: its positions may be dropped freely, axis 0 (the batch) aside."""
+    """Make a new tensor of a given size.
+
+    Its positions may be dropped freely, axis 0 (the batch) aside.
+    """
     op.set(tuple(op.fresh(n) if d and n > 1 else None for d, n in enumerate(op.shape())))
 
 

@@ -1,7 +1,8 @@
 """Operators that mix the positions of an axis: reductions, softmax, sorting, pooling, resampling.
 
-On the axes they do not touch, the ids pass. A sum over an axis that carries ids is a contraction: the gate before it makes it right.
-A mean, a maximum or a softmax over such an axis would change its value with the number of channels: frozen.
+On the axes they do not touch, the ids pass. A sum over an axis that carries ids is a contraction:
+the gate before it makes it right. A mean, a maximum or a softmax over such an axis would change its
+value with the number of channels: frozen.
 """
 
 from __future__ import annotations
@@ -58,10 +59,14 @@ def reduce(op: Op) -> None:
         op.contract(x, dims)
     else:
         for d in dims:
-            op.freeze(ids[d], f"{op.where} takes a statistic ({op.name.removeprefix('aten::')}) over it")
+            op.freeze(
+                ids[d], f"{op.where} takes a statistic ({op.name.removeprefix('aten::')}) over it"
+            )
     for out in flat_tensors(op.out):
         keep = out.dim() == x.dim()
-        op.set(tuple(None if d in dims else i for d, i in enumerate(ids) if keep or d not in dims), out)
+        op.set(
+            tuple(None if d in dims else i for d, i in enumerate(ids) if keep or d not in dims), out
+        )
 
 
 @rule(
@@ -82,7 +87,9 @@ def along(op: Op) -> None:
     (dim,) = _dims(op.arg(1, "dim", -1), x.dim()) or (0,)
     ids = list(op.ids(x))
     if ids:
-        op.freeze(ids[dim], f"{op.where} works along it ({op.name.removeprefix('aten::').strip('_')})")
+        op.freeze(
+            ids[dim], f"{op.where} works along it ({op.name.removeprefix('aten::').strip('_')})"
+        )
         ids[dim] = None
     for out in flat_tensors(op.out):
         op.set(tuple(ids), out)
@@ -90,19 +97,25 @@ def along(op: Op) -> None:
 
 _ONE = (
     "aten::max_pool1d aten::max_pool1d_with_indices aten::avg_pool1d aten::adaptive_avg_pool1d "
-    "aten::adaptive_max_pool1d aten::upsample_nearest1d aten::_upsample_nearest_exact1d aten::upsample_linear1d "
+    "aten::adaptive_max_pool1d aten::upsample_nearest1d aten::_upsample_nearest_exact1d "
+    "aten::upsample_linear1d "
     "aten::reflection_pad1d aten::replication_pad1d"
 ).split()
 _TWO = (
     "aten::max_pool2d aten::max_pool2d_with_indices aten::avg_pool2d aten::_adaptive_avg_pool2d "
-    "aten::adaptive_avg_pool2d aten::adaptive_max_pool2d aten::fractional_max_pool2d aten::upsample_nearest2d "
-    "aten::_upsample_nearest_exact2d aten::upsample_bilinear2d aten::_upsample_bilinear2d_aa aten::upsample_bicubic2d "
-    "aten::_upsample_bicubic2d_aa aten::reflection_pad2d aten::replication_pad2d aten::grid_sampler_2d"
+    "aten::adaptive_avg_pool2d aten::adaptive_max_pool2d aten::fractional_max_pool2d "
+    "aten::upsample_nearest2d "
+    "aten::_upsample_nearest_exact2d aten::upsample_bilinear2d aten::_upsample_bilinear2d_aa "
+    "aten::upsample_bicubic2d "
+    "aten::_upsample_bicubic2d_aa aten::reflection_pad2d aten::replication_pad2d "
+    "aten::grid_sampler_2d"
 ).split()
 _THREE = (
     "aten::max_pool3d aten::max_pool3d_with_indices aten::avg_pool3d aten::_adaptive_avg_pool3d "
-    "aten::adaptive_avg_pool3d aten::adaptive_max_pool3d aten::upsample_nearest3d aten::_upsample_nearest_exact3d "
-    "aten::upsample_trilinear3d aten::reflection_pad3d aten::replication_pad3d aten::grid_sampler_3d"
+    "aten::adaptive_avg_pool3d aten::adaptive_max_pool3d aten::upsample_nearest3d "
+    "aten::_upsample_nearest_exact3d "
+    "aten::upsample_trilinear3d aten::reflection_pad3d aten::replication_pad3d "
+    "aten::grid_sampler_3d"
 ).split()
 _SPATIAL = {name: n for n, names in ((1, _ONE), (2, _TWO), (3, _THREE)) for name in names}
 

@@ -1,12 +1,14 @@
-"""Time the analysis and the cut: fxprune's auto_gate + compact against torch-pruning's graph build + prune, and how fxprune's time grows with depth.
+"""Time the analysis and the cut: fxprune's auto_gate + compact against torch-pruning's graph build
++ prune, and how fxprune's time grows with depth.
 
 Run on an otherwise idle machine, with the ``bench`` extra installed::
 
     python tools/bench/analysis.py [--models resnet18,resnet50] [--markdown docs/bench_analysis.md]
 
-One process per model and tool, each repeating the work three times on fresh models; the median counts. Both tools remove half of every group's channels, the classifier
-aside. The process exits with 1 when the sum over all models is above torch-pruning's, or one model takes more than twice as long as torch-pruning
-where that takes over half a second.
+One process per model and tool, each repeating the work three times on fresh models; the median
+counts. Both tools remove half of every group's channels, the classifier aside. The process exits
+with 1 when the sum over all models is above torch-pruning's, or one model takes more than twice as
+long as torch-pruning where that takes over half a second.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from typing import Any
 from tabulate import tabulate
 
 MODELS = (
-    "resnet18 resnet50 resnet152 mobilenet_v2 mobilenet_v3_large mnasnet1_0 densenet121 vgg11_bn alexnet squeezenet1_0 efficientnet_b0 "
+    "resnet18 resnet50 resnet152 mobilenet_v2 mobilenet_v3_large mnasnet1_0 densenet121 "
+    "vgg11_bn alexnet squeezenet1_0 efficientnet_b0 "
     "regnet_y_400mf convnext_tiny inception_v3 r3d_18 deeplabv3_resnet50"
 ).split()
 SHAPES = {"r3d_18": (1, 3, 16, 112, 112), "inception_v3": (1, 3, 299, 299)}
@@ -36,7 +39,7 @@ REPEATS = 3
 def _model(name: str) -> Any:
     import torchvision
 
-    extra = {"weights_backbone": None} if "deeplab" in name else {}
+    extra: dict[str, Any] = {"weights_backbone": None} if "deeplab" in name else {}
     if name == "inception_v3":
         extra = {"init_weights": False}
     return torchvision.models.get_model(name, weights=None, **extra).eval()
@@ -50,13 +53,19 @@ def _residual_net(blocks: int) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.body = nn.Sequential(
-                nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)
+                nn.Conv2d(32, 32, 3, padding=1),
+                nn.BatchNorm2d(32),
+                nn.ReLU(),
+                nn.Conv2d(32, 32, 3, padding=1),
             )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.body(x)
+            y: torch.Tensor = self.body(x)
+            return x + y
 
-    return nn.Sequential(nn.Conv2d(3, 32, 3), *(Block() for _ in range(blocks)), nn.Conv2d(32, 8, 1)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3), *(Block() for _ in range(blocks)), nn.Conv2d(32, 8, 1)
+    ).eval()
 
 
 def _time_fxprune(model: Any, example: Any) -> float:
@@ -73,12 +82,11 @@ def _time_fxprune(model: Any, example: Any) -> float:
 
 
 def _time_torch_pruning(model: Any, example: Any) -> float:
-    import torch
     import torch_pruning
 
-    heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]
-    if not heads:
-        heads = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.out_channels in (21, 1000)]
+    classifiers = {1000, 21, 400}
+    heads = [m for m in model.modules() if getattr(m, "out_features", None) in classifiers]
+    heads += [m for m in model.modules() if getattr(m, "out_channels", None) in {1000, 21}]
     start = time.perf_counter()
     pruner = torch_pruning.pruner.MagnitudePruner(
         model,
@@ -105,7 +113,9 @@ def _worker(tool: str, name: str) -> None:
             model, example = _residual_net(int(name)), torch.randn(1, 3, 32, 32)
         else:
             model = _model(name)
-        seconds.append((_time_fxprune if tool == "fxprune" else _time_torch_pruning)(model, example))
+        seconds.append(
+            (_time_fxprune if tool == "fxprune" else _time_torch_pruning)(model, example)
+        )
     print(json.dumps(statistics.median(seconds)))
 
 
@@ -125,7 +135,9 @@ def _compare(models: list[str]) -> tuple[list[list[Any]], bool]:
     for name in models:
         ours, theirs = _measure("fxprune", name), _measure("torch-pruning", name)
         ratio = None if ours is None or theirs is None else ours / theirs
-        if ours is None or (ratio is not None and theirs is not None and theirs > 0.5 and ratio > 2):
+        if ours is None or (
+            ratio is not None and theirs is not None and theirs > 0.5 and ratio > 2
+        ):
             good = False
         if ours is not None and theirs is not None:
             totals["fxprune"] += ours
@@ -156,12 +168,15 @@ def main() -> int:
         [
             "# Time of analysis and cut",
             "",
-            f"{datetime.date.today()}, {platform.processor() or platform.machine()}, python {platform.python_version()}; "
-            f"`python {' '.join(sys.argv)}` took {time.perf_counter() - started:.0f} s. Median of {REPEATS}, one process per model and tool.",
+            f"{datetime.date.today()}, {platform.processor() or platform.machine()}, python "
+            f"{platform.python_version()}; "
+            f"`python {' '.join(sys.argv)}` took {time.perf_counter() - started:.0f} s. Median "
+            f"of {REPEATS}, one process per model and tool.",
             "",
             tabulate(rows, head, "github", floatfmt=".2f"),
             "",
-            f"Sum at most torch-pruning's, no model above twice its time where that is over 0.5 s: {verdict}.",
+            f"Sum at most torch-pruning's, no model above twice its time where that is over 0.5 "
+            f"s: {verdict}.",
             "",
             tabulate(grown, growth_head, "github", floatfmt=".2f"),
             "",

@@ -1,0 +1,221 @@
+"""The commands: each takes parsed arguments and returns what is to be printed, as text and as data."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune._tables import count, file_size, percent, shape_text, table
+from fxprune.api import Ignore, auto_gate
+from fxprune.cli.models import build_model, parse_inputs
+from fxprune.demo import run_demo
+from fxprune.errors import ConfigError
+from fxprune.explain import explain
+from fxprune.export import export_onnx
+from fxprune.inputs import ExampleInputs
+from fxprune.latency import Latency, compare_latency
+from fxprune.measure import gated_inputs
+from fxprune.onnx_cost import OnnxCost, onnx_cost, onnx_inputs
+from fxprune.prune import select
+from fxprune.report import latency_line, report
+from fxprune.serialize import save
+from fxprune.verify import verify
+
+__all__ = ["Answer", "compare", "demo", "inspect", "prune"]
+
+_SUFFIXES = (".pt", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command found.
+
+    Attributes
+    ----------
+    text : str
+        For people.
+    data : dict
+        For programs, JSON-serialisable.
+    """
+
+    text: str
+    data: dict[str, Any]
+
+
+def demo(args: argparse.Namespace) -> Answer:
+    """Run the demo."""
+    found = run_demo(args.out, epochs=args.epochs, macs=args.macs, seed=args.seed, quick=args.quick)
+    return Answer(str(found), found.to_dict())
+
+
+def inspect(args: argparse.Namespace) -> Answer:
+    """Say what of a model is prunable."""
+    model = build_model(args.model, args.weights)
+    found = explain(model, _inputs(args), ignore=_ignored(args.ignore))
+    return Answer(str(found), {"model": args.model, **found.to_dict()})
+
+
+def prune(args: argparse.Namespace) -> Answer:
+    """Prune a model once, without training."""
+    out = _output(args.out)
+    model = build_model(args.model, args.weights)
+    gated = auto_gate(model, _inputs(args), ignore=_ignored(args.ignore))
+    selection = select(
+        gated,
+        macs=args.macs,
+        params=args.params,
+        importance=args.importance,
+        round_to=args.round_to,
+        seed=args.seed,
+    )
+    compact = gated.compact()
+    positional, named = gated_inputs(gated)
+    inputs: ExampleInputs = named or positional
+    checked = verify(gated, compact, inputs)
+    found = report(gated, compact, inputs, latency=args.latency)
+    if out is not None and out.suffix == ".onnx":
+        export_onnx(compact, out, inputs)
+    elif out is not None:
+        save(compact, out)
+    lines = [
+        f"Budget: {selection}",
+        "The compact model computes what the gated one computes: largest relative difference "
+        f"{checked.max_rel_error:.1e}",
+        *([] if out is None else [f"Written: {out}"]),
+    ]
+    data = {
+        "model": args.model,
+        "selection": selection.summary(),
+        "verification": dataclasses.asdict(checked),
+        "report": found.to_dict(),
+        "out": None if out is None else str(out),
+    }
+    return Answer(f"{found}\n\n" + "\n".join(lines), data)
+
+
+def compare(args: argparse.Namespace) -> Answer:
+    """Compare two models or ONNX files."""
+    names = (args.first, args.second)
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch:
+        inputs, files = _onnx_files(args, names, Path(scratch))
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        costs = [onnx_cost(file, shapes) for file in files]
+        times = (
+            {}
+            if not args.latency
+            else compare_latency({str(n): file for n, file in enumerate(files)}, inputs)
+        )
+    latencies = [times.get(str(n)) for n in range(len(files))]
+    data = {
+        "input_shapes": [list(shape) for shape in shapes],
+        "models": [
+            {
+                "name": name,
+                **dataclasses.asdict(cost),
+                "latency": None if latency is None else dataclasses.asdict(latency),
+            }
+            for name, cost, latency in zip(names, costs, latencies, strict=True)
+        ],
+    }
+    return Answer(_comparison(names, shapes, costs, latencies), data)
+
+
+def _onnx_files(
+    args: argparse.Namespace, names: Sequence[str], scratch: Path
+) -> tuple[tuple[Tensor, ...], list[Path]]:
+    """Return inputs for both models and their ONNX files, exporting what is not one yet."""
+    inputs = parse_inputs(args.input or ())
+    models = {name: build_model(name) for name in names if not name.endswith(".onnx")}
+    if not inputs:
+        inputs = _guessed(models, names)
+    files = []
+    for number, name in enumerate(names):
+        path = Path(name)
+        if name in models:
+            path = scratch / f"{number}.onnx"
+            export_onnx(models[name], path, inputs, dynamic_batch=False)
+        files.append(path)
+    return inputs, files
+
+
+def _guessed(models: Mapping[str, nn.Module], names: Sequence[str]) -> tuple[Tensor, ...]:
+    """Return inputs of the shape an ONNX file fixes, or else of the likely shape for a model."""
+    for name in names:
+        if name not in models:
+            return onnx_inputs(name)
+    positional, _ = gated_inputs(auto_gate(models[names[0]]))
+    return positional
+
+
+def _comparison(
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    costs: Sequence[OnnxCost],
+    latencies: Sequence[Latency | None],
+) -> str:
+    a, b = costs
+    rows: list[tuple[str, ...]] = [
+        ("MACs", count(a.macs), count(b.macs), percent(b.macs, a.macs)),
+        ("weights in the file", count(a.params), count(b.params), percent(b.params, a.params)),
+        (
+            "ONNX file",
+            file_size(a.file_bytes),
+            file_size(b.file_bytes),
+            percent(b.file_bytes, a.file_bytes),
+        ),
+    ]
+    lines = [
+        f"not counted among the MACs of {name}: {', '.join(cost.uncounted)}"
+        for name, cost in zip(names, costs, strict=True)
+        if cost.uncounted
+    ]
+    first, second = latencies
+    if first is not None and second is not None:
+        times = (f"{one.median_ms:.3g} ms" for one in (first, second))
+        rows.append(("measured latency", *times, ""))
+        lines.append(latency_line(first, second))
+    title = f"Input {', '.join(map(shape_text, shapes))}"
+    body = table(rows, ("", *names, "second of first"))
+    return "\n\n".join((title, body, *lines))
+
+
+def _inputs(args: argparse.Namespace) -> tuple[Tensor, ...] | None:
+    return parse_inputs(args.input) if args.input else None
+
+
+def _ignored(texts: Sequence[str]) -> list[Ignore]:
+    """Turn ``re:PATTERN`` into a pattern; everything else is a name."""
+    found: list[Ignore] = []
+    for text in texts:
+        if not text.startswith("re:"):
+            found.append(text)
+            continue
+        try:
+            found.append(re.compile(text.removeprefix("re:")))
+        except re.error as error:
+            raise ConfigError(
+                "The --ignore option was given something that is no regular expression.",
+                seen=f"{text}: {error}",
+                hint="without re: in front it is a name",
+            ) from error
+    return found
+
+
+def _output(text: str | None) -> Path | None:
+    """Check where the model is to be written before any work is done."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix not in _SUFFIXES:
+        raise ConfigError("The --out option takes a file ending in .pt or .onnx.", seen=text)
+    if not path.parent.is_dir():
+        raise ConfigError("The directory of --out does not exist.", where=str(path.parent))
+    return path
