@@ -277,7 +277,8 @@ def _train(model: nn.Module, data: Digits, epochs: int, rate: float, name: str) 
                 optimizer.step()
                 schedule.step()
                 seen, right = seen + len(rows), right + _right(scores.detach(), labels)
-                bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=percent(right, seen))
+                now = {"loss": f"{loss.item():.3f}", "accuracy": percent(right, seen)}
+                bar.set_postfix(now, refresh=False)
                 bar.update()
     model.eval()
 

@@ -16,9 +16,8 @@ from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Plan
 from fxprune.api import Ignore, auto_gate
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
-from fxprune.gates import GatedLayerNorm
 from fxprune.inputs import ExampleInputs
-from fxprune.measure import gated_inputs, input_shapes
+from fxprune.measure import gated_inputs, input_shapes, module_kinds
 
 __all__ = ["Explanation", "ModuleShare", "ParameterShare", "explain"]
 
@@ -276,11 +275,7 @@ def _module_shares(gated: GatedModule, model: nn.Module) -> tuple[ModuleShare, .
     plan = gated.plan
     unused = [axis.member.fqn for axis in plan.frozen]
     names = dict.fromkeys([*(name for name, _ in gated.named_parameters()), *unused])
-    kinds = {
-        name: _kind(module)
-        for source in (gated, model)
-        for name, module in source.named_modules(remove_duplicate=False)
-    }
+    kinds = module_kinds(gated) | module_kinds(model)
     owned: dict[str, list[ParameterShare]] = {}
     for name in names:
         path, _, leaf = name.rpartition(".")
@@ -295,10 +290,6 @@ def _module_shares(gated: GatedModule, model: nn.Module) -> tuple[ModuleShare, .
 
 def _is_prunable(plan: Plan, name: str, dim: int) -> bool:
     return plan.prunable(plan.axes.get((name, dim)))
-
-
-def _kind(module: nn.Module) -> str:
-    return "LayerNorm" if isinstance(module, GatedLayerNorm) else type(module).__name__
 
 
 def _axes_text(parameter: ParameterShare) -> str:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune._compat import no_attention_fastpath
 from fxprune.errors import InputError
 from fxprune.gated import GatedModule
+from fxprune.gates import GatedLayerNorm
 from fxprune.inputs import (
     ExampleInputs,
     Inputs,
@@ -23,7 +24,14 @@ from fxprune.inputs import (
 from fxprune.runtime import first_lines
 from fxprune.settings import Recipe
 
-__all__ = ["count_macs", "count_params", "evaluating", "gated_inputs", "input_shapes"]
+__all__ = [
+    "count_macs",
+    "count_params",
+    "evaluating",
+    "gated_inputs",
+    "input_shapes",
+    "module_kinds",
+]
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
@@ -88,6 +96,25 @@ def input_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     """
     leaves = (leaf for _, leaf in iter_leaves(inputs))
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def module_kinds(model: nn.Module) -> dict[str, str]:
+    """Return the type name of every module by its path; gated norms go by their plain names.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A module that occurs several times is listed under all its paths.
+
+    Returns
+    -------
+    dict of str to str
+        The model itself has the path ``""``.
+    """
+    return {
+        path: "LayerNorm" if isinstance(module, GatedLayerNorm) else type(module).__name__
+        for path, module in model.named_modules(remove_duplicate=False)
+    }
 
 
 def gated_inputs(gated: GatedModule) -> Inputs:

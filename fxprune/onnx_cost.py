@@ -185,6 +185,7 @@ def _infer(
                 where=os.fspath(path),
                 seen=f"{value.name} given as {tuple(shape)}, the file takes "
                 f"{[d.dim_param or d.dim_value for d in dims]}",
+                hint="pass inputs of the shape that the file takes",
             )
         for dim, size in zip(dims, shape, strict=True):
             sizes[dim.dim_param] = size

@@ -25,10 +25,9 @@ from fxprune.analysis.plan import GroupKind
 from fxprune.errors import ConfigError, ExportError
 from fxprune.export import OnnxExport, export_onnx
 from fxprune.gated import GatedModule
-from fxprune.gates import GatedLayerNorm
 from fxprune.inputs import ExampleInputs, fit_inputs, normalize_inputs
 from fxprune.latency import Latency, compare_latency
-from fxprune.measure import count_macs, count_params, input_shapes
+from fxprune.measure import count_macs, count_params, input_shapes, module_kinds
 from fxprune.plot import plot_widths
 
 __all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "latency_line", "report"]
@@ -393,11 +392,7 @@ def _layer_shapes(before: nn.Module, after: nn.Module) -> tuple[LayerShapes, ...
     first, second = (
         {name: tuple(p.shape) for name, p in model.named_parameters()} for model in (before, after)
     )
-    kinds: dict[str, str] = {}
-    for model in (after, before):
-        for path, module in model.named_modules(remove_duplicate=False):
-            plain = isinstance(module, GatedLayerNorm)
-            kinds[path] = "LayerNorm" if plain else type(module).__name__
+    kinds = module_kinds(after) | module_kinds(before)
     return tuple(
         LayerShapes(name, kinds[name.rpartition(".")[0]], first.get(name), second.get(name))
         for name in dict.fromkeys([*first, *second])

@@ -38,7 +38,7 @@ IMAGE = (2, 3, 64, 64)
 CLIP = (2, 3, 8, 32, 32)
 # S3D ends in a 2 x 7 x 7 average pool: the smallest clip that leaves it so much.
 S3D = (2, 3, 13, 209, 209)
-INCEPTION = (2, 3, 96, 96)
+INCEPTION = (2, 3, 139, 139)
 # The auxiliary head, used in train mode only, needs 17 x 17 positions.
 INCEPTION_TRAIN = (2, 3, 299, 299)
 # What auto_gate guesses for images and clips, where its costs are counted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -169,6 +169,8 @@ class _Walk:
         except Exception as error:
             raise self._failed(node, error) from error
         mutated = list(tracker.mutated)
+        if tracker.opaque and not _transparent(value):
+            self._freeze_handed_over(node)
         tracker.finish_node(value)
         self.env[node] = value
         self._remember(node, value, mutated)
@@ -203,6 +205,14 @@ class _Walk:
                     self.tracker.space.freeze(
                         axis, f"{self.tracker.where} is a {kind}, which is kept whole"
                     )
+
+    def _freeze_handed_over(self, node: fx.Node) -> None:
+        """Freeze what goes into an object that hides its tensors: it may come out anywhere."""
+        for source in node.all_input_nodes:
+            for tensor in flat_tensors(self.env[source]):
+                for axis in self.tracker.record(tensor).ids:
+                    reason = f"{self.tracker.where} hides it in an object"
+                    self.tracker.space.freeze(axis, reason)
 
     def _attribute(self, target: str) -> Any:
         value = fetch(self.root, target)
@@ -284,6 +294,18 @@ class _Walk:
         tensor = self.env.get(holder) if isinstance(holder, fx.Node) else None
         if isinstance(tensor, Tensor) and tensor.dim():
             self.trace.sizes[node.name] = (holder.name, index % tensor.dim())
+
+
+def _transparent(value: Any) -> bool:
+    """Return whether all tensors in a value can be seen."""
+    if isinstance(value, (list, tuple)):
+        return all(_transparent(v) for v in value)
+    if isinstance(value, dict):
+        return all(_transparent(v) for v in value.values())
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(_transparent(getattr(value, f.name)) for f in fields(value))
+    plain = (Tensor, bool, int, float, complex, str, slice, torch.dtype, torch.device, type(None))
+    return isinstance(value, plain)
 
 
 def _gives_shape(node: fx.Node) -> bool:

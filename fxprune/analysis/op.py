@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -44,13 +44,15 @@ class TensorRecord:
 
 
 def flat_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dicts, in order."""
+    """Return the tensors in nested lists, tuples, dicts and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
         return [t for item in value for t in flat_tensors(item)]
     if isinstance(value, dict):
         return [t for item in value.values() for t in flat_tensors(item)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [t for item in fields(value) for t in flat_tensors(getattr(value, item.name))]
     return []
 
 

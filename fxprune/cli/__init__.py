@@ -1,5 +1,5 @@
 """The command line: ``fxprune demo | inspect | prune | compare``."""
 
-from fxprune.cli.main import main
+from fxprune.cli.entry import main
 
 __all__ = ["main"]

@@ -1,4 +1,4 @@
-"""The commands: each takes parsed arguments and returns what is to be printed, as text and as data."""
+"""The commands: each takes parsed arguments and returns what to print, as text and as data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fxprune._tables import count, file_size, percent, shape_text, table
 from fxprune.api import Ignore, auto_gate
@@ -66,25 +68,32 @@ def inspect(args: argparse.Namespace) -> Answer:
 def prune(args: argparse.Namespace) -> Answer:
     """Prune a model once, without training."""
     out = _output(args.out)
-    model = build_model(args.model, args.weights)
-    gated = auto_gate(model, _inputs(args), ignore=_ignored(args.ignore))
-    selection = select(
-        gated,
-        macs=args.macs,
-        params=args.params,
-        importance=args.importance,
-        round_to=args.round_to,
-        seed=args.seed,
-    )
-    compact = gated.compact()
-    positional, named = gated_inputs(gated)
-    inputs: ExampleInputs = named or positional
-    checked = verify(gated, compact, inputs)
-    found = report(gated, compact, inputs, latency=args.latency)
-    if out is not None and out.suffix == ".onnx":
-        export_onnx(compact, out, inputs)
-    elif out is not None:
-        save(compact, out)
+    ignored = _ignored(args.ignore)
+    with _stages(5) as stage:
+        stage("build")
+        model = build_model(args.model, args.weights)
+        stage("gate")
+        gated = auto_gate(model, _inputs(args), ignore=ignored)
+        selection = select(
+            gated,
+            macs=args.macs,
+            params=args.params,
+            importance=args.importance,
+            round_to=args.round_to,
+            seed=args.seed,
+        )
+        compact = gated.compact()
+        stage("verify")
+        positional, named = gated_inputs(gated)
+        inputs: ExampleInputs = named or positional
+        checked = verify(gated, compact, inputs)
+        stage("write")
+        if out is not None and out.suffix == ".onnx":
+            export_onnx(compact, out, inputs)
+        elif out is not None:
+            save(compact, out)
+        stage("measure")
+        found = report(gated, compact, inputs, latency=args.latency)
     lines = [
         f"Budget: {selection}",
         "The compact model computes what the gated one computes: largest relative difference "
@@ -104,15 +113,15 @@ def prune(args: argparse.Namespace) -> Answer:
 def compare(args: argparse.Namespace) -> Answer:
     """Compare two models or ONNX files."""
     names = (args.first, args.second)
-    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch, _stages(3) as stage:
+        stage("export")
         inputs, files = _onnx_files(args, names, Path(scratch))
         shapes = [tuple(tensor.shape) for tensor in inputs]
+        stage("count")
         costs = [onnx_cost(file, shapes) for file in files]
-        times = (
-            {}
-            if not args.latency
-            else compare_latency({str(n): file for n, file in enumerate(files)}, inputs)
-        )
+        stage("measure")
+        paths = {str(number): file for number, file in enumerate(files)}
+        times = compare_latency(paths, inputs) if args.latency else {}
     latencies = [times.get(str(n)) for n in range(len(files))]
     data = {
         "input_shapes": [list(shape) for shape in shapes],
@@ -126,6 +135,20 @@ def compare(args: argparse.Namespace) -> Answer:
         ],
     }
     return Answer(_comparison(names, shapes, costs, latencies), data)
+
+
+@contextmanager
+def _stages(total: int) -> Iterator[Callable[[str], None]]:
+    """Show which of several stages is under way, when stderr is a terminal."""
+    with tqdm(
+        total=total, bar_format="{desc} {bar:20} {elapsed}", leave=False, disable=None
+    ) as bar:
+
+        def begin(name: str) -> None:
+            bar.set_description_str(f"{name:8}")
+            bar.update()
+
+        yield begin
 
 
 def _onnx_files(

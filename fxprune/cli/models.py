@@ -1,4 +1,4 @@
-"""What the command line calls MODEL: a torchvision name, ``timm:NAME`` or ``package.module:factory``."""
+"""What the command line calls MODEL and SHAPE: models by name, example inputs by their sizes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fxprune.analysis.axes import none_ids
 from fxprune.analysis.op import Op, flat_tensors
 from fxprune.rules._registry import rule
 
-__all__ = ["batch_norm", "group_norm", "layer_norm"]
+__all__ = ["batch_norm", "group_norm", "layer_norm", "weight_norm"]
 
 
 @rule(
@@ -57,6 +57,19 @@ def layer_norm(op: Op) -> None:
                 if x.shape[d] != 1:
                     ids[d] = op.unify(ids[d], op.ids(tensor)[own], x.shape[d])
     op.set_none()
+    op.set(tuple(ids), op.out[0])
+
+
+@rule("aten::_weight_norm_interface")
+def weight_norm(op: Op) -> None:
+    """``w = g v / ||v||``, the norm over all axes but one: that one stays prunable."""
+    v, g, dim = op.args[0], op.args[1], op.arg(2, "dim", 0)
+    ids = list(op.ids(v))
+    for d in range(v.dim()):
+        if d != dim:
+            op.freeze(ids[d], f"{op.where} divides by the weight's norm over it")
+            ids[d] = None
+    ids[dim] = op.unify(ids[dim], op.ids(g)[dim], v.shape[dim])
     op.set(tuple(ids), op.out[0])
 
 
