@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 
@@ -17,7 +17,7 @@ from fxprune.errors import ConfigError, InputError
 from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
 from fxprune.passes.insert_gates import GATES, InsertGates
-from fxprune.settings import Settings
+from fxprune.settings import Settings, check_round_to
 
 __all__ = ["Ignore", "auto_gate"]
 
@@ -29,6 +29,8 @@ def auto_gate(
     example_inputs: ExampleInputs | None = None,
     *,
     ignore: Sequence[Ignore] | Ignore = (),
+    round_to: int = 1,
+    unknown: Literal["freeze", "error"] = "freeze",
 ) -> GatedModule:
     """Capture a model, find its groups of coupled channels, and put gates on all of them.
 
@@ -43,6 +45,12 @@ def auto_gate(
         What must keep its own output width: names of modules or parameters, patterns searched in
         these names, types, or modules of `model`. The input side of an ignored layer still follows
         its producers.
+    round_to : int
+        Widths that budgets choose on this model stay multiples of this (see `fxprune.prune`);
+        masks set by hand may be anything.
+    unknown : {"freeze", "error"}
+        What to do with an operator that has no rule: freeze the channels that reach it, with the
+        reason, or raise an `UnsupportedOpError`.
 
     Returns
     -------
@@ -57,6 +65,8 @@ def auto_gate(
         If the model cannot be captured as a graph; names the line of its forward.
     InputError
         If it does not run on the example inputs, or none could be guessed.
+    UnsupportedOpError
+        If an operator has no rule and `unknown` is "error".
 
     Examples
     --------
@@ -69,17 +79,22 @@ def auto_gate(
     ['0 (8 channel units, 3 axes)']
     """
     _check_model(model)
+    check_round_to(round_to)
+    if unknown not in ("freeze", "error"):
+        raise ConfigError(
+            f"The 'unknown' parameter must be 'freeze' or 'error'. Got {unknown!r} instead."
+        )
     ignored = _ignored(model, ignore)
     private = _copy(model)
     if example_inputs is None:
         captured = capture(private)
-        inputs, plan = _analyse_guessing(captured, ignored)
+        inputs, plan = _analyse_guessing(captured, ignored, unknown)
     else:
         inputs = normalize_inputs(example_inputs)
         captured = capture(private, len(inputs[0]), frozenset(inputs[1]))
-        plan = Analysis(captured.root, captured.graphs).run(*inputs, ignored)
+        plan = Analysis(captured.root, captured.graphs, unknown=unknown).run(*inputs, ignored)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
-    return _gated(captured, plan, Settings.of(inputs, [n for n in names if ignored(n)]))
+    return _gated(captured, plan, Settings.of(inputs, [n for n in names if ignored(n)], round_to))
 
 
 def _check_model(model: Any) -> None:
@@ -153,14 +168,13 @@ def _matches(name: str, entry: Ignore, modules: dict[str, nn.Module]) -> bool:
 
 
 def _analyse_guessing(
-    captured: Captured, ignored: Callable[[str], str | None]
+    captured: Captured, ignored: Callable[[str], str | None], unknown: str
 ) -> tuple[Inputs, Plan]:
     failures = []
     for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
+        analysis = Analysis(captured.root, captured.graphs, unknown=unknown)
         try:
-            return ((guess,), {}), Analysis(captured.root, captured.graphs).run(
-                (guess,), {}, ignored
-            )
+            return ((guess,), {}), analysis.run((guess,), {}, ignored)
         except InputError as error:
             failures.append((tuple(guess.shape), error))
     shapes = ", ".join(str(shape) for shape, _ in failures)

@@ -20,6 +20,7 @@ from fxprune.analysis.plan import ChannelGroup, Keep, Plan
 from fxprune.cost import Cost
 from fxprune.errors import BudgetError, ConfigError
 from fxprune.importance import Scores
+from fxprune.settings import check_round_to
 
 __all__ = ["TOLERANCE", "Selection", "solve"]
 
@@ -99,10 +100,7 @@ def solve(
         that least share.
     """
     resource, target = _target(macs, params)
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise ConfigError(
-            f"The 'round_to' parameter must be a positive integer. Got {round_to!r} instead."
-        )
+    check_round_to(round_to)
     blocks = _blocks(plan, scores, round_to)
     dense: int = getattr(cost_of(np.ones(plan.n_units, dtype=bool)), resource)
 

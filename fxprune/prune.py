@@ -30,7 +30,7 @@ def select(
     macs: float | None = None,
     params: float | None = None,
     importance: Importance = "magnitude",
-    round_to: int = 1,
+    round_to: int | None = None,
     seed: int = 0,
 ) -> Selection:
     """Set the hard masks of a gated model to the best units within a budget.
@@ -44,8 +44,8 @@ def select(
     importance : str, Tensor of shape (n_units,), or callable
         ``"magnitude"``, ``"magnitude_l1"``, ``"random"``, scores, or a function from the gated
         model to scores.
-    round_to : int
-        Keep widths multiples of this: onnxruntime on CPU, for one, computes in blocks of 16
+    round_to : int, optional
+        What `auto_gate` was given by default. Keep widths multiples of this: onnxruntime on CPU, for one, computes in blocks of 16
         channels.
     seed : int
         For random importance.
@@ -68,6 +68,8 @@ def select(
         If nothing within 1 % of the budget was found, as may happen with a coarse `round_to`.
     """
     scores = score_units(gated, importance, seed)
+    if round_to is None:
+        round_to = gated.settings.round_to
     chosen = solve(gated.plan, gated.cost_of, scores, macs=macs, params=params, round_to=round_to)
     slices = gated.plan.group_slices()
     gated.set_keep({name: torch.from_numpy(chosen.keep[at]) for name, at in slices.items()})

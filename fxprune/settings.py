@@ -13,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.errors import ConfigError
 from fxprune.inputs import Inputs
 
-__all__ = ["FORMAT", "Recipe", "Settings"]
+__all__ = ["FORMAT", "Recipe", "Settings", "check_round_to"]
 
 FORMAT = 1
 """Version of the recipe; a reader refuses newer ones."""
+
+
+def check_round_to(value: object) -> None:
+    """Raise a ConfigError unless `value` is a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(
+            f"The 'round_to' parameter must be a positive integer. Got {value!r} instead."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +40,23 @@ class Settings:
         JSON of the example inputs' structure, shapes and dtypes.
     ignored : tuple[str, ...]
         Names of the parameters and buffers that were ignored.
+    round_to : int
+        What widths are rounded to when a budget chooses them.
     """
 
     inputs: str
     ignored: tuple[str, ...]
+    round_to: int = 1
 
     @classmethod
-    def of(cls, inputs: Inputs, ignored: Sequence[str]) -> Settings:
+    def of(cls, inputs: Inputs, ignored: Sequence[str], round_to: int = 1) -> Settings:
         """Describe example inputs and ignored names."""
         args, kwargs = inputs
         described = {
             "args": [_describe(a) for a in args],
             "kwargs": {k: _describe(v) for k, v in kwargs.items()},
         }
-        return cls(json.dumps(described), tuple(ignored))
+        return cls(json.dumps(described), tuple(ignored), round_to)
 
     def recipe(self, keep: Mapping[str, Tensor]) -> str:
         """Return the JSON recipe of a compact model.

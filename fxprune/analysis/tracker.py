@@ -273,7 +273,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
                 f"operator {op.name} has no rule",
                 where=op.where,
                 seen=", ".join(str(tuple(t.shape)) for t in tensors),
-                hint='register a rule (see CONTRIBUTING.md), or pass unknown="freeze"',
+                hint='register a rule (see CONTRIBUTING.md), or leave unknown="freeze"',
             )
         for tensor in tensors:
             op.freeze(op.ids(tensor), f"{op.where} uses {op.name}, for which there is no rule")
