@@ -45,8 +45,8 @@ def select(
         ``"magnitude"``, ``"magnitude_l1"``, ``"random"``, scores, or a function from the gated
         model to scores.
     round_to : int, optional
-        What `auto_gate` was given by default. Keep widths multiples of this: onnxruntime on CPU, for one, computes in blocks of 16
-        channels.
+        What `auto_gate` was given by default. Keep widths multiples of this: onnxruntime on CPU,
+        for one, computes in blocks of 16 channels.
     seed : int
         For random importance.
 

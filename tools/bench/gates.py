@@ -38,7 +38,7 @@ def _forward(model: nn.Module, x: Tensor) -> None:
 
 def _step(model: nn.Module, x: Tensor) -> None:
     model.zero_grad()
-    F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long)).backward()
+    F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
 
 
 def _seconds(run: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:
@@ -81,7 +81,8 @@ def main() -> None:
         [
             "# What gates cost",
             "",
-            f"{datetime.date.today()}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch 16 at "
+            f"{datetime.date.today()}, torch {torch.__version__}, {torch.get_num_threads()} "
+            f"threads, batch 16 at "
             f"64x64, median of {ROUNDS} interleaved rounds. `python {' '.join(sys.argv)}`",
             "",
             tabulate(rows, head, "github", floatfmt=".3f"),
