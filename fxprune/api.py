@@ -13,7 +13,7 @@ from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Plan
 from fxprune.capture import Captured, capture
 from fxprune.capture.guess import candidate_inputs
-from fxprune.errors import ConfigError, InputError
+from fxprune.errors import ConfigError, InputError, InternalError
 from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
 from fxprune.passes.insert_gates import GATES, InsertGates
@@ -199,7 +199,10 @@ def _gated(captured: Captured, plan: Plan, settings: Settings) -> GatedModule:
         graphs[mode] = stage.graph
         root = stage if root is None else _merge(root, stage)
     if root is None:
-        raise InputError("nothing was captured")
+        raise InternalError("nothing was captured")
+    device = next((p.device for p in root.parameters()), None)
+    if device is not None and hasattr(root, GATES):
+        root.get_submodule(GATES).to(device)
     return GatedModule(root, graphs, plan, settings)
 
 

@@ -46,7 +46,7 @@ def magnitude(gated: GatedModule, p: int = 2) -> Scores:
     over coupled parameters).
     """
     plan = gated.plan
-    parameters = dict(gated.named_parameters())
+    parameters = dict(gated.named_parameters(remove_duplicate=False))
     total = np.zeros(plan.n_units + 1)
     axes = np.zeros(plan.n_units + 1)
     for (name, dim), ids in plan.axes.items():

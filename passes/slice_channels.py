@@ -68,12 +68,20 @@ class SliceChannels(Pass):
         """Slice every tensor once (tied ones stay tied), then update the modules that own them."""
         edits: list[Edit] = []
         sliced: dict[int, Tensor] = {}
-        for path, module in gm.named_modules():
-            for store in (module._parameters, module._buffers):
-                for leaf, tensor in store.items():
-                    if tensor is not None:
-                        name = f"{path}.{leaf}" if path else leaf
-                        self._slice(store, leaf, name, tensor, sliced, edits)
+        # a tied tensor has several names here, and only one of them is in the plan
+        for name, tensor in (
+            *gm.named_parameters(remove_duplicate=False),
+            *gm.named_buffers(remove_duplicate=False),
+        ):
+            small = None if id(tensor) in sliced else self._sliced(name, tensor)
+            if small is not None:
+                sliced[id(tensor)] = small
+                before, after = str(tuple(tensor.shape)), str(tuple(small.shape))
+                edits.append(Edit(self.name, name, before, after, "removed channels are cut out"))
+        for module in gm.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                store.update({k: sliced[id(t)] for k, t in store.items() if id(t) in sliced})
         for node in gm.graph.nodes:
             called = called_module(gm, node)
             if called is not None and node.all_input_nodes:
@@ -86,39 +94,21 @@ class SliceChannels(Pass):
             for d, n in enumerate(shape)
         )
 
-    def _slice(
-        self,
-        store: dict[str, Any],
-        leaf: str,
-        name: str,
-        tensor: Tensor,
-        sliced: dict[int, Tensor],
-        edits: list[Edit],
-    ) -> None:
-        if id(tensor) in sliced:
-            store[leaf] = sliced[id(tensor)]
-            return
+    def _sliced(self, name: str, tensor: Tensor) -> Tensor | None:
+        """Return what is kept of a tensor, or None if it is not to be sliced (any more)."""
         shape = self.plan.shapes.get(name)
         if shape is None or tuple(tensor.shape) != shape or self._target(name, shape) == shape:
-            return
+            return None
         small = tensor.detach()
         for d in range(tensor.dim()):
             ids = self.plan.axes.get((name, d))
             kept = None if ids is None else self.plan.kept(ids, self.keep)
             if kept is not None and not kept.all():
-                small = small.index_select(
-                    d, torch.from_numpy(np.flatnonzero(kept)).to(small.device)
-                )
-        made = (
-            nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
-        )
-        sliced[id(tensor)] = store[leaf] = made
-        sliced[id(made)] = made
-        edits.append(
-            Edit(
-                self.name, name, str(shape), str(tuple(made.shape)), "removed channels are cut out"
-            )
-        )
+                at = torch.from_numpy(np.flatnonzero(kept)).to(small.device)
+                small = small.index_select(d, at)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(small, tensor.requires_grad)
+        return small
 
     def _update(self, node: str, source: str, module: nn.Module) -> list[Edit]:
         for kind, update in _UPDATES:
