@@ -16,6 +16,7 @@ from fxprune.capture.guess import candidate_inputs
 from fxprune.errors import ConfigError, InputError, InternalError
 from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
+from fxprune.modes import merge_modules
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.settings import Settings, check_round_to
 
@@ -133,7 +134,10 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _ignored(model: nn.Module, ignore: Sequence[Ignore] | Ignore) -> Callable[[str], str | None]:
     """Return a function from parameter names to the reason why they are ignored, or None."""
-    entries = [ignore] if isinstance(ignore, (str, re.Pattern, type, nn.Module)) else list(ignore)
+    single = (str, re.Pattern, type, nn.Module)
+    entries = list(ignore) if isinstance(ignore, (Sequence, set, frozenset)) else [ignore]
+    if isinstance(ignore, single):
+        entries = [ignore]
     modules = dict(model.named_modules())
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
     hit: set[str] = set()
@@ -197,31 +201,10 @@ def _gated(captured: Captured, plan: Plan, settings: Settings) -> GatedModule:
             stage.add_module(GATES, root.get_submodule(GATES))
         InsertGates(plan, mode)(stage)
         graphs[mode] = stage.graph
-        root = stage if root is None else _merge(root, stage)
+        root = stage if root is None else merge_modules(root, stage)
     if root is None:
         raise InternalError("nothing was captured")
     device = next((p.device for p in root.parameters()), None)
     if device is not None and hasattr(root, GATES):
         root.get_submodule(GATES).to(device)
     return GatedModule(root, graphs, plan, settings)
-
-
-def _merge(root: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:
-    """Give `root` the modules and tensors only `other` has."""
-    for path, module in other.named_modules():
-        parent, _, leaf = path.rpartition(".")
-        if path and not _has(root, path):
-            root.get_submodule(parent).add_module(leaf, module)
-    for name, parameter in other.named_parameters():
-        parent, _, leaf = name.rpartition(".")
-        if not hasattr(root.get_submodule(parent), leaf):
-            setattr(root.get_submodule(parent), leaf, parameter)
-    return root
-
-
-def _has(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

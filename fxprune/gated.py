@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Member, Plan
 from fxprune.cost import Cost, CostModel, ExpectedCost
 from fxprune.errors import GateError
 from fxprune.gates import GateVector
+from fxprune.modes import join_modes
 from fxprune.passes.insert_gates import GATES
 from fxprune.passes.pipeline import Pipeline
 from fxprune.passes.remove_gates import RemoveGates
@@ -63,6 +63,7 @@ class GatedModule(fx.GraphModule):
         self._cost_model = CostModel(plan)
         self._mode_graphs = dict(graphs)
         self.training = root.training
+        _match(self, root)
         self._use_graph(root.training)
 
     # -- what can be pruned
@@ -94,6 +95,8 @@ class GatedModule(fx.GraphModule):
     @property
     def keep(self) -> dict[str, Tensor]:
         """The hard masks now: for each group a bool tensor of shape (size,), True where kept."""
+        if not self.groups:
+            return {}
         value = self._vector().value
         return {name: value[at] > 0.5 for name, at in self.plan.group_slices().items()}
 
@@ -111,6 +114,12 @@ class GatedModule(fx.GraphModule):
             If a name is no group, a mask is not bool, has the wrong length, or keeps nothing.
             Nothing is changed then.
         """
+        if not isinstance(keep, Mapping):
+            raise GateError(
+                "set_keep takes a mapping from group names to bool tensors.",
+                seen=f"a {type(keep).__name__}",
+                hint="gated.set_keep({gated.groups[0].name: mask})",
+            )
         if not keep:
             return
         slices = self.plan.group_slices()
@@ -135,10 +144,10 @@ class GatedModule(fx.GraphModule):
         GateError
             If the shape is wrong.
         """
-        if tuple(gates.shape) != (self.plan.n_units,):
+        if not isinstance(gates, Tensor) or tuple(gates.shape) != (self.plan.n_units,):
             raise GateError(
-                f"The gate vector must have shape ({self.plan.n_units},), one entry per unit.",
-                seen=str(tuple(gates.shape)),
+                f"The gate vector must have shape ({self.plan.n_units},): one per unit.",
+                seen=str(tuple(gates.shape)) if isinstance(gates, Tensor) else type(gates).__name__,
             )
         vector = self._vector()
         before = vector.soft
@@ -165,8 +174,10 @@ class GatedModule(fx.GraphModule):
         gates : Tensor, shape (n_units,), optional
             The gates in use now by default.
         """
-        vector = self._vector()
-        if gates is None:
+        if gates is None and not self.groups:
+            gates = torch.zeros(0)
+        elif gates is None:
+            vector = self._vector()
             gates = vector.value[:-1] if vector.soft is None else vector.soft
         return self._cost_model.expected(gates)
 
@@ -199,9 +210,10 @@ class GatedModule(fx.GraphModule):
                 )
             )(stage)
             stages[mode] = stage
-        result = stages["eval"] if len(stages) == 1 else _by_mode(stages)
+        result = stages["eval"] if len(stages) == 1 else join_modes(stages)
         _own_tensors(result, own)
         result.training = self.training
+        _match(result, self)
         result.meta["fxprune_recipe"] = self.settings.recipe(self.keep if self.groups else {})
         return result
 
@@ -263,6 +275,20 @@ def _holder(module: nn.Module) -> nn.Module:
     return holder
 
 
+def _match(module: nn.Module, root: nn.Module) -> None:
+    """Give what a GraphModule made anew on the way the modes and the persistence it has in `root`.
+
+    Constants that tracing found are no state: they do not belong into the state_dict.
+    """
+    sources = dict(root.named_modules())
+    for path, child in module.named_modules():
+        if type(child) is nn.Module:
+            child.training = sources[path].training if path in sources else root.training
+        known = sources[path]._non_persistent_buffers_set if path in sources else set()
+        constants = {name for name in child._buffers if name.startswith("_tensor_constant")}
+        child._non_persistent_buffers_set |= (known & child._buffers.keys()) | constants
+
+
 def _share_tensors(root: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
     """Return a deep copy of a module that shares its tensors, and these by id.
 
@@ -303,22 +329,6 @@ def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:
                 here.register_buffer(leaf, value)
             else:
                 setattr(here, leaf, value)
-
-
-def _by_mode(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
-    """Return one GraphModule that calls the graph of its mode; built of plain torch modules."""
-    root = nn.Module()
-    root.modes = nn.ModuleList([stages["eval"], stages["train"]])
-    graph = fx.Graph()
-    inputs = []
-    for node in stages["eval"].graph.nodes:
-        if node.op == "placeholder":
-            inputs.append(graph.create_node("placeholder", node.target, node.args))
-    modes = graph.create_node("get_attr", "modes")
-    training = graph.create_node("get_attr", "training")
-    chosen = graph.call_function(operator.getitem, (modes, training))
-    graph.output(graph.call_function(operator.call, (chosen, *inputs)))
-    return fx.GraphModule(root, graph)
 
 
 def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:

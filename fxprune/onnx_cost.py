@@ -195,14 +195,7 @@ def _infer(
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    try:
-        graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:
-        raise LoadError(
-            "The shapes in the ONNX file contradict each other.",
-            where=os.fspath(path),
-            seen=first_lines(error),
-        ) from error
+    graph = shape_inference.infer_shapes(model, data_prop=True).graph
     return noted | _known((*graph.value_info, *graph.input, *graph.output), {})
 
 

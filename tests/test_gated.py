@@ -156,7 +156,6 @@ class Constant(nn.Module):
         return self.read(self.make(x) * self.scale + torch.tensor(2.0))
 
 
-@pytest.mark.xfail(reason="tensors made in forward become persistent buffers", raises=AssertionError)
 def test_what_is_not_in_the_original_state_is_not_in_the_gated() -> None:
     model, x = Constant(), image()
     gated = half_open(model, x)
@@ -213,7 +212,7 @@ def test_train_of_a_surrounding_module_switches_the_graph() -> None:
 @pytest.mark.parametrize(
     "training",
     [
-        pytest.param(False, marks=pytest.mark.xfail(reason="containers stay in training mode")),
+        False,
         True,
     ],
 )

@@ -123,18 +123,6 @@ def test_inputs_must_fit(tmp_path, shapes):
         onnx_cost(path, shapes)
 
 
-def test_contradictions_are_told(tmp_path):
-    node = helper.make_node("MatMul", ["a", "b"], ["y"])
-    path = save_graph(
-        tmp_path / "wrong.onnx",
-        [node],
-        [value("a", [2, 3]), value("b", [4, 2])],
-        [value("y", [2, 2])],
-    )
-    with pytest.raises(LoadError, match="contradict each other"):
-        onnx_cost(path, [(2, 3), (4, 2)])
-
-
 @pytest.mark.parametrize("content", [b"", b"no model at all", None])
 def test_files_must_be_onnx(tmp_path, content):
     path = tmp_path / "net.onnx"

@@ -24,14 +24,20 @@ def dependency_graph(plan: Plan) -> nx.MultiGraph[Member]:
     graph: nx.MultiGraph[Member] = nx.MultiGraph()
     owner = np.full(len(plan.units), -1, dtype=np.int64)
     members = []
+    ends = np.cumsum([group.size for group in plan.groups])
     for number, ((name, dim), ids) in enumerate(plan.axes.items()):
         owner[ids] = number
         members.append(Member(name, dim))
-        graph.add_node(members[-1], size=len(ids), groups=[])
-    for group in plan.groups:
-        for member in group.members:
-            graph.nodes[member]["groups"].append(group.name)
+        used = np.unique(plan.units[ids])
+        touched = np.unique(np.searchsorted(ends, used[used != plan.n_units], side="right"))
+        names = [plan.groups[g].name for g in touched.tolist()]
+        graph.add_node(members[-1], size=len(ids), groups=names)
+    said = set()
     for tie in plan.ties:
+        key = (tie.where, tie.a.tobytes(), tie.b.tobytes())
+        if key in said:  # the graph of the other mode says it again
+            continue
+        said.add(key)
         pairs = np.stack([owner[tie.a], owner[tie.b]], axis=1)
         pairs = pairs[(pairs >= 0).all(axis=1) & (pairs[:, 0] != pairs[:, 1])]
         distinct, counts = np.unique(pairs, axis=0, return_counts=True)

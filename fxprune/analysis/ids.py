@@ -103,12 +103,11 @@ class IdSpace:
 
     def compose(self, a: Ids, b: Ids, owner: Owner) -> Ids:
         """Return ids that live exactly where those of `a` and those of `b` both live."""
-        if not a.any():
-            return b
-        if not b.any():
-            return a
-        ids = self.fresh(len(a), owner)
-        self._composed.append((ids, a, b))
+        both = (a != ALWAYS) & (b != ALWAYS)
+        ids: Ids = np.where(a == ALWAYS, b, a)
+        if both.any():
+            ids[both] = self.fresh(int(both.sum()), owner)
+            self._composed.append((ids[both], a[both], b[both]))
         return ids
 
     def parts(self, ids: Ids) -> tuple[Ids, Ids] | None:
@@ -251,7 +250,7 @@ class IdSpace:
     def _close_compositions(self) -> None:
         """Tie the factors of composed ids that were themselves tied.
 
-        Equal products have equal factors.
+        Equal products get equal factors, in order: a sufficient condition, not a necessary one.
         """
         changed = bool(self._composed)
         while changed:
@@ -261,23 +260,22 @@ class IdSpace:
                 keys = self.find(made)
                 for key, x, y in zip(keys.tolist(), a.tolist(), b.tolist(), strict=True):
                     first = seen.setdefault(key, (x, y))
-                    ours, theirs = np.array([x, y]), np.array(first)
-                    if (ours == ALWAYS).any() or (theirs == ALWAYS).any():
-                        continue
-                    changed |= self._link(ours, theirs)
+                    changed |= self._link(np.array([x, y]), np.array(first))
 
     @staticmethod
     def _spread_freezing(composed: dict[int, tuple[int, int]], reasons: dict[int, str]) -> None:
-        """Freeze the factors of frozen products."""
+        """Freeze the factors of frozen products, and products of frozen factors."""
         changed = True
         while changed:
             changed = False
-            for made, parts in composed.items():
-                if made in reasons:
-                    for part in parts:
-                        if part != ALWAYS and part not in reasons:
-                            reasons[part] = reasons[made]
-                            changed = True
+            for whole, parts in composed.items():
+                frozen = [part for part in parts if part in reasons]
+                if whole in reasons and len(frozen) < len(parts):
+                    reasons.update({p: reasons[whole] for p in parts if p not in reasons})
+                    changed = True
+                elif whole not in reasons and len(frozen) == len(parts):
+                    reasons[whole] = reasons[frozen[0]]
+                    changed = True
 
 
 def _cyclic(composed: dict[int, tuple[int, int]]) -> set[int]:

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from fxprune.capture.symbolic import trace_modes
 from fxprune.errors import CaptureError
+from fxprune.modes import merge_modules, split_modes
 
 __all__ = ["Captured", "capture"]
 
@@ -41,6 +42,12 @@ class Captured:
 def _given(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
     if not isinstance(model, fx.GraphModule):
         raise CaptureError("the model is not a torch.fx.GraphModule")
+    modes = split_modes(model)
+    if modes is not None:
+        graphs = {mode: copy.deepcopy(stage.graph) for mode, stage in modes.items()}
+        root = merge_modules(modes["eval"], modes["train"])
+        root.training = model.training
+        return Captured(root, graphs, "given")
     return Captured(model, {"eval": copy.deepcopy(model.graph)}, "given")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -104,8 +105,12 @@ def _from_torchvision(name: str, weights: str | None) -> nn.Module:
     names = torchvision_models.list_models()
     if name not in names:
         raise _unknown(name, "torchvision", names)
+    options: dict[str, Any] = {"weights": weights}
+    builder = torchvision_models.get_model_builder(name)
+    if weights is None and "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None  # by default a detector's backbone is downloaded
     return _built(
-        lambda: torchvision_models.get_model(name, weights=weights),
+        lambda: builder(**options),
         f"torchvision model {name}",
         _options(weights),
     )

@@ -110,7 +110,6 @@ def test_a_chain_of_reshapes_keeps_the_same_elements(seed: int) -> None:
     check_chain(seed, fixed=False)
 
 
-@pytest.mark.xfail(reason="products of which a factor is fixed, see test_ids.py", strict=False)
 @settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1))
 def test_even_where_part_of_an_axis_is_fixed(seed: int) -> None:

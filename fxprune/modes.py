@@ -1,0 +1,72 @@
+"""Models whose graph depends on the mode: one graph for each, over one set of modules."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+__all__ = ["join_modes", "merge_modules", "split_modes"]
+
+_MODES = "modes"
+
+
+def join_modes(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
+    """Return one GraphModule that calls the graph of its mode; built of plain torch modules.
+
+    Parameters
+    ----------
+    stages : mapping
+        ``"eval"`` and ``"train"``, with the same inputs.
+    """
+    root = nn.Module()
+    root.add_module(_MODES, nn.ModuleList([stages["eval"], stages["train"]]))
+    graph = fx.Graph()
+    inputs = [
+        graph.create_node("placeholder", node.target, node.args)
+        for node in stages["eval"].graph.nodes
+        if node.op == "placeholder"
+    ]
+    modes = graph.create_node("get_attr", _MODES)
+    training = graph.create_node("get_attr", "training")
+    chosen = graph.call_function(operator.getitem, (modes, training))
+    graph.output(graph.call_function(operator.call, (chosen, *inputs)))
+    return fx.GraphModule(root, graph)
+
+
+def split_modes(module: fx.GraphModule) -> dict[str, fx.GraphModule] | None:
+    """Return the graphs that `join_modes` joined, or None for any other module."""
+    modes = getattr(module, _MODES, None)
+    calls = [node for node in module.graph.nodes if node.target is operator.call]
+    if not isinstance(modes, nn.ModuleList) or len(modes) != 2 or len(calls) != 1:
+        return None
+    evaluation, training = modes
+    if not isinstance(evaluation, fx.GraphModule) or not isinstance(training, fx.GraphModule):
+        return None
+    return {"eval": evaluation, "train": training}
+
+
+def merge_modules(root: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:
+    """Give `root` the modules and tensors that only `other` has, and return it."""
+    for path, module in other.named_modules():
+        parent, _, leaf = path.rpartition(".")
+        if path and not _has(root, path):
+            root.get_submodule(parent).add_module(leaf, module)
+    for name, parameter in other.named_parameters():
+        parent, _, leaf = name.rpartition(".")
+        if not hasattr(root.get_submodule(parent), leaf):
+            setattr(root.get_submodule(parent), leaf, parameter)
+    for name, buffer in other.named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        if not hasattr(root.get_submodule(parent), leaf):
+            root.get_submodule(parent).register_buffer(leaf, buffer)
+    return root
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

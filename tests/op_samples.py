@@ -1,0 +1,298 @@
+"""One row per operator: a small network that runs it between two layers, so that channels flow through it.
+
+To add an operator: one rule in ``fxprune/rules``, one row here. `Sample.keys` names the registered operators that
+the row is there for; test_op_samples.py checks that it executes them, and that every registered operator has a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["NO_ROW", "POINTWISE", "SAMPLES", "Sample", "SampleNet"]
+
+INPUTS: dict[str, tuple[int, ...]] = {
+    "signal": (2, 3, 8),
+    "pixels": (2, 3, 6, 6),
+    "volume": (2, 3, 4, 4, 4),
+    "tokens": (2, 5, 3),
+    "rows": (6, 3),
+}
+LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "signal": lambda i, o: nn.Conv1d(i, o, 1),
+    "pixels": lambda i, o: nn.Conv2d(i, o, 1),
+    "volume": lambda i, o: nn.Conv3d(i, o, 1),
+    "tokens": nn.Linear,
+    "rows": nn.Linear,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of the table.
+
+    Attributes
+    ----------
+    keys : str
+        Registered operators, without ``aten::``, separated by blanks; empty for a pointwise operator.
+    apply : callable
+        ``apply(net, y)``: what happens between the layers; `net` has the modules and parameters of `extra`.
+    kind : str
+        Key of `INPUTS`: what the network works on.
+    out : int
+        Channels that `apply` returns; 8 come in.
+    prunable : bool
+        Whether the channels of the first layer must stay prunable.
+    reason : str
+        Part of the reason they are frozen for.
+    extra : callable
+        Makes what `apply` needs besides the tensor: modules, or tensors that become parameters.
+    training : bool
+        Whether to compare in training mode.
+    """
+
+    keys: str
+    apply: Callable[[Any, Tensor], Tensor]
+    kind: str = "pixels"
+    out: int = 8
+    prunable: bool = True
+    reason: str = ""
+    extra: Callable[[], dict[str, Any]] = field(default=dict)
+    training: bool = False
+
+    @property
+    def ops(self) -> frozenset[str]:
+        return frozenset(f"aten::{key}" for key in self.keys.split())
+
+    def build(self) -> tuple[SampleNet, Tensor]:
+        """Return the network and an input, both float64."""
+        net = SampleNet(self).double().train(self.training)
+        return net, torch.rand(INPUTS[self.kind], dtype=torch.float64) + 0.1
+
+
+class SampleNet(nn.Module):
+    """``read(apply(make(x)))``."""
+
+    def __init__(self, sample: Sample) -> None:
+        super().__init__()
+        layer = LAYERS[sample.kind]
+        self.make, self.read = layer(3, 8), layer(sample.out, 4)
+        for name, value in sample.extra().items():
+            setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
+        self.apply_op = sample.apply
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.apply_op(self, self.make(x)))
+
+
+def frozen(keys: str, reason: str, apply: Callable[[Any, Tensor], Tensor], **kwargs: Any) -> Sample:
+    """Return a row whose channels may not be pruned, for this reason."""
+    return Sample(keys, apply, prunable=False, reason=reason, **kwargs)
+
+
+def op(module: Callable[[], nn.Module], keys: str, **kwargs: Any) -> Sample:
+    """Return a row that calls a module."""
+    return Sample(keys, lambda net, y: net.op(y), extra=lambda: {"op": module()}, **kwargs)
+
+
+def weights(*shape: int) -> Tensor:
+    return torch.rand(shape) + 0.2
+
+
+CONVOLUTIONS = [
+    op(lambda: nn.Conv1d(8, 6, 3), "convolution", kind="signal", out=6),
+    op(lambda: nn.Conv2d(8, 6, 3, stride=2, bias=False), "convolution", out=6),
+    op(lambda: nn.Conv3d(8, 6, 3), "convolution", kind="volume", out=6),
+    op(lambda: nn.Conv2d(8, 12, 3, groups=2), "convolution", out=12),
+    op(lambda: nn.Conv2d(8, 8, 3, groups=8), "convolution"),
+    op(lambda: nn.Conv2d(8, 16, 3, groups=8), "convolution", out=16),
+    op(lambda: nn.ConvTranspose1d(8, 6, 3), "convolution", kind="signal", out=6),
+    op(lambda: nn.ConvTranspose2d(8, 6, 2, stride=2), "convolution", out=6),
+    op(lambda: nn.ConvTranspose3d(8, 6, 2), "convolution", kind="volume", out=6),
+    op(lambda: nn.ConvTranspose2d(8, 12, 3, groups=2), "convolution", out=12),
+    op(lambda: nn.ConvTranspose2d(8, 16, 3, groups=8), "convolution", out=16),
+    Sample(
+        "convolution",
+        lambda net, y: F.conv2d(y, net.w, padding=1, groups=8),
+        extra=lambda: {"w": weights(8, 1, 3, 3)},
+    ),
+]
+
+PRODUCTS = [
+    op(lambda: nn.Linear(8, 6, bias=False), "mm", kind="rows", out=6),
+    op(lambda: nn.Linear(8, 6), "addmm", kind="rows", out=6),
+    Sample("bmm", lambda net, y: torch.bmm(y, y.transpose(1, 2)) @ y, kind="tokens"),
+    Sample("baddbmm", lambda net, y: torch.baddbmm(y, y @ y.transpose(1, 2), y), kind="tokens"),
+    Sample(
+        "mv",
+        lambda net, y: y * torch.mv(y, net.w).unsqueeze(1),
+        kind="rows",
+        extra=lambda: {"w": weights(8)},
+    ),
+    Sample(
+        "dot",
+        lambda net, y: (y + net.v) * torch.dot(net.v, net.w),
+        kind="rows",
+        extra=lambda: {"v": weights(8), "w": weights(8)},
+    ),
+    Sample(
+        "vdot",
+        lambda net, y: (y + net.v) * torch.vdot(net.v, net.w),
+        kind="rows",
+        extra=lambda: {"v": weights(8), "w": weights(8)},
+    ),
+]
+
+NORMS = [
+    op(lambda: nn.BatchNorm2d(8), "native_batch_norm"),
+    op(lambda: nn.BatchNorm2d(8), "native_batch_norm", training=True),
+    op(lambda: nn.InstanceNorm2d(8, affine=True), ""),
+    op(lambda: nn.LayerNorm(8), "native_layer_norm", kind="tokens"),
+    op(lambda: nn.LayerNorm(8, elementwise_affine=False), "native_layer_norm", kind="tokens"),
+    frozen(
+        "native_group_norm",
+        "fixed groups of channels",
+        lambda net, y: net.op(y),
+        extra=lambda: {"op": nn.GroupNorm(2, 8)},
+    ),
+    Sample(
+        "_weight_norm_interface",
+        lambda net, y: net.op(y),
+        extra=lambda: {"op": nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))},
+    ),
+]
+
+MOVEMENT = [
+    Sample("alias", lambda net, y: torch.ops.aten.alias(y)),
+    Sample("clone", lambda net, y: y.clone()),
+    Sample("clone", lambda net, y: y.transpose(1, 2).contiguous().transpose(1, 2)),
+    Sample("detach", lambda net, y: y.detach()),
+    Sample("lift_fresh", lambda net, y: y * torch.tensor(2.0)),
+    Sample("_to_copy", lambda net, y: y.float().to(torch.float64)),
+    Sample("as_strided", lambda net, y: y.as_strided(y.size(), y.stride())),
+    frozen("as_strided", "by memory position", lambda net, y: y.as_strided((2, 8, 6, 5), (288, 36, 6, 1))),
+    Sample("copy", lambda net, y: torch.empty_like(y).copy_(y)),
+    Sample("view", lambda net, y: y.view(2, 8, 36).view(2, 8, 6, 6)),
+    Sample("view", lambda net, y: y.view(2, 2, 4, 6, 6).reshape(2, 8, 6, 6)),
+    Sample("view", lambda net, y: y.flatten(1).unflatten(1, (8, 6, 6))),
+    Sample("_unsafe_view", lambda net, y: y @ net.w, kind="tokens", extra=lambda: {"w": weights(8, 8)}),
+    Sample("permute", lambda net, y: y.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
+    Sample("t", lambda net, y: y.t().sin().t(), kind="rows"),
+    Sample("transpose", lambda net, y: y.transpose(1, -1).transpose(1, -1)),
+    Sample("unsqueeze squeeze", lambda net, y: y.unsqueeze(1).sin().squeeze(1)),
+    Sample("squeeze", lambda net, y: y.mean((2, 3), keepdim=True).squeeze().view(2, -1, 1, 1)),
+    Sample("squeeze", lambda net, y: y.mean((2, 3), keepdim=True).squeeze((2, 3))[..., None, None]),
+    Sample("expand", lambda net, y: y.mean(1, keepdim=True).expand(2, 8, 6, 6), prunable=False, reason="mean"),
+    Sample("expand", lambda net, y: y + net.w.expand(8, 6, 6), extra=lambda: {"w": weights(8, 1, 1)}),
+    Sample("expand", lambda net, y: y + net.w.expand_as(y), extra=lambda: {"w": weights(8, 1, 1)}),
+    Sample("repeat", lambda net, y: y.repeat(1, 2, 1, 1), out=16),
+    Sample("repeat", lambda net, y: torch.tile(y, (2, 1, 1)), out=16),
+    Sample("cat", lambda net, y: torch.cat([y, y.sin()], 1), out=16),
+    Sample("cat", lambda net, y: torch.cat([y, y], 2)),
+    Sample("stack", lambda net, y: torch.stack([y, y.sin()], 2).sum(2)),
+    Sample("split", lambda net, y: torch.cat(y.split(3, 1)[::-1], 1)),
+    Sample("split", lambda net, y: y.chunk(2, 1)[0] + y.chunk(2, 1)[1], out=4),
+    Sample("split_with_sizes", lambda net, y: torch.cat(y.split([2, 6], 1), 1)),
+    Sample("split_with_sizes", lambda net, y: torch.cat(torch.tensor_split(y, 3, 1), 1)),
+    Sample("unsafe_split", lambda net, y: torch.unsafe_split(y, 4, 1)[0], out=4),
+    Sample("unsafe_split", lambda net, y: torch.unsafe_chunk(y, 2, 1)[1], out=4),
+    frozen("unbind", "apart one by one", lambda net, y: torch.stack(y.unbind(1)[:5], 1), out=5),
+    frozen("select", "one position of it by number", lambda net, y: y * y.select(1, 0).unsqueeze(1)),
+    Sample("select", lambda net, y: y.select(2, 0).unsqueeze(2)),
+    Sample("slice", lambda net, y: y[:, 2:7], out=5),
+    Sample("slice", lambda net, y: y.narrow(1, 2, 5), out=5),
+    frozen("slice", "every 2th position", lambda net, y: y[:, ::2], out=4),
+    Sample("flip", lambda net, y: y.flip(1)),
+    Sample("flip", lambda net, y: y.flip(2, 3)),
+    frozen("roll", "shifts it", lambda net, y: y.roll(3, 1)),
+    Sample("roll", lambda net, y: y.roll((1, 2), (2, 3))),
+    Sample("constant_pad_nd", lambda net, y: F.pad(y, (1, 1, 0, 0, 2, 3)), out=13),
+    Sample("constant_pad_nd", lambda net, y: F.pad(y, (0, 0, 0, 0, -2, 1)), out=7),
+    frozen("index", "by number", lambda net, y: y[:, torch.tensor([3, 1, 2])], out=3),
+    Sample("index", lambda net, y: y[:, :, torch.tensor([3, 1])]),
+    frozen("index_select", "by number", lambda net, y: y.index_select(1, torch.tensor([3, 1, 2])), out=3),
+    Sample("index_select", lambda net, y: y.index_select(2, torch.tensor([3, 1, 2]))),
+    frozen("gather", "by number", lambda net, y: y.gather(2, torch.zeros(2, 8, 2, 6, dtype=torch.long))),
+    Sample("_unsafe_index", lambda net, y: torch.ops.aten._unsafe_index(y, [None, None, torch.tensor([1])])),
+    Sample("pixel_shuffle", lambda net, y: F.pixel_shuffle(y, 2), out=2),
+    Sample("pixel_unshuffle", lambda net, y: F.pixel_unshuffle(y, 2), out=32),
+    Sample(
+        "embedding",
+        lambda net, y: y + net.op(torch.arange(5)),
+        kind="tokens",
+        extra=lambda: {"op": nn.Embedding(7, 8)},
+    ),
+]
+
+ELEMENTWISE = [
+    Sample("hardswish", lambda net, y: F.hardswish(y)),
+    Sample("log_sigmoid_forward", lambda net, y: F.logsigmoid(y)),
+    Sample("floor_divide", lambda net, y: y.floor_divide(0.25)),
+    Sample("polar", lambda net, y: torch.polar(y.exp(), y).angle()),
+    Sample("native_dropout", lambda net, y: torch.ops.aten.native_dropout(y, 0.0, True)[0]),
+    Sample("bernoulli", lambda net, y: y * torch.bernoulli(torch.ones_like(y))),
+    Sample("rrelu_with_noise", lambda net, y: F.rrelu(y, 0.25, 0.25, training=True)),
+    Sample("rand_like", lambda net, y: y + torch.rand_like(y) * 0),
+    Sample("randn_like", lambda net, y: y + torch.randn_like(y) * 0),
+    Sample("zeros_like", lambda net, y: y + torch.zeros_like(y)),
+    Sample("ones_like", lambda net, y: y + torch.ones_like(y)),
+    Sample("empty_like zero", lambda net, y: y + torch.empty_like(y).zero_()),
+    Sample("full_like", lambda net, y: y + torch.full_like(y, 3.0)),
+    Sample("fill", lambda net, y: y + torch.empty_like(y).fill_(2.0)),
+    Sample("normal", lambda net, y: y + torch.empty_like(y).normal_(1.0, 0.0)),
+    Sample("uniform", lambda net, y: y + torch.empty_like(y).uniform_(1.0, 1.0)),
+    Sample("new_empty", lambda net, y: y + y.new_empty(y.shape).fill_(1.0)),
+    op(lambda: nn.PReLU(8), "_prelu_kernel"),
+    op(lambda: nn.PReLU(), "_prelu_kernel"),
+    Sample("glu", lambda net, y: F.glu(y, 1), out=4),
+    op(lambda: nn.GLU(), "glu", kind="tokens", out=4),
+]
+
+REDUCTIONS = [
+    Sample("sum", lambda net, y: y * y.sum(1, keepdim=True)),
+    Sample("sum", lambda net, y: y * y.sum((2, 3), keepdim=True)),
+    Sample("mean", lambda net, y: y * y.mean((2, 3), keepdim=True)),
+    Sample("mean", lambda net, y: F.adaptive_avg_pool2d(y, 1)),
+    frozen("mean", "statistic (mean)", lambda net, y: y - y.mean(1, keepdim=True)),
+    frozen("mean", "statistic (mean)", lambda net, y: y - y.mean()),
+    Sample("amax", lambda net, y: y * y.amax((2, 3), keepdim=True)),
+    frozen("amax", "statistic (amax)", lambda net, y: y * y.amax(1, keepdim=True)),
+    Sample("amin", lambda net, y: y * y.amin(-1, keepdim=True)),
+    Sample("max", lambda net, y: y * y.max(-1, keepdim=True)[0]),
+    Sample("max", lambda net, y: y * y.max(-1, keepdim=True).values),
+    frozen("max", "statistic (max)", lambda net, y: y / y.max()),
+    Sample("min", lambda net, y: y * y.min(-1, keepdim=True)[0]),
+    Sample("argmax", lambda net, y: y + y.argmax(-1, keepdim=True)),
+    Sample("argmin", lambda net, y: y + y.argmin(-1, keepdim=True)),
+    frozen("argmax", "statistic (argmax)", lambda net, y: y + y.argmax(1, keepdim=True)),
+    Sample("prod", lambda net, y: y * y.prod(-1, keepdim=True)),
+    Sample("all", lambda net, y: y * (y > -9).all(-1, keepdim=True)),
+    Sample("any", lambda net, y: y * (y > 0).any(-1, keepdim=True)),
+    Sample("var", lambda net, y: y * y.var((2, 3), keepdim=True)),
+    Sample("std", lambda net, y: y * y.std((2, 3), keepdim=True)),
+    Sample("var_mean", lambda net, y: y * torch.var_mean(y, (2, 3), keepdim=True)[0]),
+    Sample("std_mean", lambda net, y: y * torch.std_mean(y, (2, 3), keepdim=True)[1]),
+    frozen("var_mean", "statistic (var_mean)", lambda net, y: y * torch.var_mean(y, 1, keepdim=True)[0]),
+    Sample("linalg_vector_norm", lambda net, y: F.normalize(y, dim=-1)),
+    frozen("linalg_vector_norm", "statistic (linalg_vector_norm)", lambda net, y: F.normalize(y, dim=1)),
+    Sample("norm", lambda net, y: y / torch.ops.aten.norm(y, 2, [-1], True)),
+    Sample("logsumexp", lambda net, y: y - y.logsumexp(-1, keepdim=True)),
+    Sample("median", lambda net, y: y - y.median(-1, keepdim=True)[0]),
+    Sample("_softmax", lambda net, y: y.softmax(-1)),
+    frozen("_softmax", "works along it (softmax)", lambda net, y: y.softmax(1)),
+    Sample("_safe_softmax", lambda net, y: torch.ops.aten._safe_softmax(y, -1)),
+    Sample("_log_softmax", lambda net, y: y.log_softmax(-1)),
+    frozen("_log_softmax", "works along it (log_softmax)", lambda net, y: y.log_softmax(1)),
+    Sample("cumsum", lambda net, y: y.cumsum(2)),
+    frozen("cumsum", "works along it (cumsum)", lambda net, y: y.cumsum(1)),
+    Sample("cumprod", lambda net, y: y.cumprod(2)),
+    Sample("logcumsumexp", lambda net, y: y.logcumsumexp(2)),
+    Sample("sort", lambda net, y: y.sort(2)[0]),
+    frozen("sort", "works along it (sort)", lambda net, y: y.sort(1)[0]),
+]
