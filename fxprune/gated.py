@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import networkx as nx
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -17,7 +16,7 @@ from fxprune._graphs import graph_from_records, graph_to_records
 from fxprune.analysis.dependency import dependency_graph
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Member, Plan
 from fxprune.cost import Cost, CostModel, ExpectedCost
-from fxprune.errors import GateError
+from fxprune.errors import GateError, InternalError
 from fxprune.gates import GateVector
 from fxprune.modes import join_modes
 from fxprune.passes.insert_gates import GATES
@@ -58,6 +57,8 @@ class GatedModule(fx.GraphModule):
         super().__init__(root, graphs["eval"], class_name="GatedModule")
         for graph in graphs.values():
             _adopt(self, root, graph)
+        if not hasattr(self, GATES):  # nothing is prunable
+            self.add_module(GATES, GateVector(plan.n_units))
         self.plan = plan
         self.settings = settings
         self._cost_model = CostModel(plan)
@@ -95,8 +96,6 @@ class GatedModule(fx.GraphModule):
     @property
     def keep(self) -> dict[str, Tensor]:
         """The hard masks now: for each group a bool tensor of shape (size,), True where kept."""
-        if not self.groups:
-            return {}
         value = self._vector().value
         return {name: value[at] > 0.5 for name, at in self.plan.group_slices().items()}
 
@@ -174,9 +173,7 @@ class GatedModule(fx.GraphModule):
         gates : Tensor, shape (n_units,), optional
             The gates in use now by default.
         """
-        if gates is None and not self.groups:
-            gates = torch.zeros(0)
-        elif gates is None:
+        if gates is None:
             vector = self._vector()
             gates = vector.value[:-1] if vector.soft is None else vector.soft
         return self._cost_model.expected(gates)
@@ -214,7 +211,7 @@ class GatedModule(fx.GraphModule):
         _own_tensors(result, own)
         result.training = self.training
         _match(result, self)
-        result.meta["fxprune_recipe"] = self.settings.recipe(self.keep if self.groups else {})
+        result.meta["fxprune_recipe"] = self.settings.recipe(self.keep)
         return result
 
     # -- module behaviour
@@ -231,16 +228,12 @@ class GatedModule(fx.GraphModule):
             self.graph = wanted
 
     def _vector(self) -> GateVector:
-        vector = self._modules.get(GATES)
+        vector = self.get_submodule(GATES)
         if not isinstance(vector, GateVector):
-            raise GateError(
-                "This model has no prunable group.", hint="see fxprune.explain for the reasons"
-            )
+            raise InternalError(f"{GATES} is no gate vector", seen=type(vector).__name__)
         return vector
 
     def _keep_vector(self) -> Keep:
-        if not self.plan.n_units:
-            return np.zeros(0, dtype=bool)
         keep: Keep = (self._vector().value[:-1] > 0.5).cpu().numpy()
         return keep
 

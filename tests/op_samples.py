@@ -1,122 +1,30 @@
 """One row per operator: a small network that runs it between two layers, so that channels flow through it.
 
-To add an operator: one rule in ``fxprune/rules``, one row here. `Sample.keys` names the registered operators that
-the row is there for; test_op_samples.py checks that it executes them, and that every registered operator has a row.
+To add an operator: one rule in ``fxprune/rules``, one row here. The first entry of a row names the registered
+operators that it is there for; test_op_samples.py checks that it executes them, and that none is left out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from sample_nets import Sample, frozen, module, weights
+from torch import nn
 
-__all__ = ["NO_ROW", "POINTWISE", "SAMPLES", "Sample", "SampleNet"]
-
-INPUTS: dict[str, tuple[int, ...]] = {
-    "signal": (2, 3, 8),
-    "pixels": (2, 3, 6, 6),
-    "volume": (2, 3, 4, 4, 4),
-    "tokens": (2, 5, 3),
-    "rows": (6, 3),
-}
-LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "signal": lambda i, o: nn.Conv1d(i, o, 1),
-    "pixels": lambda i, o: nn.Conv2d(i, o, 1),
-    "volume": lambda i, o: nn.Conv3d(i, o, 1),
-    "tokens": nn.Linear,
-    "rows": nn.Linear,
-}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A row of the table.
-
-    Attributes
-    ----------
-    keys : str
-        Registered operators, without ``aten::``, separated by blanks; empty for a pointwise operator.
-    apply : callable
-        ``apply(net, y)``: what happens between the layers; `net` has the modules and parameters of `extra`.
-    kind : str
-        Key of `INPUTS`: what the network works on.
-    out : int
-        Channels that `apply` returns; 8 come in.
-    prunable : bool
-        Whether the channels of the first layer must stay prunable.
-    reason : str
-        Part of the reason they are frozen for.
-    extra : callable
-        Makes what `apply` needs besides the tensor: modules, or tensors that become parameters.
-    training : bool
-        Whether to compare in training mode.
-    """
-
-    keys: str
-    apply: Callable[[Any, Tensor], Tensor]
-    kind: str = "pixels"
-    out: int = 8
-    prunable: bool = True
-    reason: str = ""
-    extra: Callable[[], dict[str, Any]] = field(default=dict)
-    training: bool = False
-
-    @property
-    def ops(self) -> frozenset[str]:
-        return frozenset(f"aten::{key}" for key in self.keys.split())
-
-    def build(self) -> tuple[SampleNet, Tensor]:
-        """Return the network and an input, both float64."""
-        net = SampleNet(self).double().train(self.training)
-        return net, torch.rand(INPUTS[self.kind], dtype=torch.float64) + 0.1
-
-
-class SampleNet(nn.Module):
-    """``read(apply(make(x)))``."""
-
-    def __init__(self, sample: Sample) -> None:
-        super().__init__()
-        layer = LAYERS[sample.kind]
-        self.make, self.read = layer(3, 8), layer(sample.out, 4)
-        for name, value in sample.extra().items():
-            setattr(self, name, nn.Parameter(value) if isinstance(value, Tensor) else value)
-        self.apply_op = sample.apply
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.read(self.apply_op(self, self.make(x)))
-
-
-def frozen(keys: str, reason: str, apply: Callable[[Any, Tensor], Tensor], **kwargs: Any) -> Sample:
-    """Return a row whose channels may not be pruned, for this reason."""
-    return Sample(keys, apply, prunable=False, reason=reason, **kwargs)
-
-
-def op(module: Callable[[], nn.Module], keys: str, **kwargs: Any) -> Sample:
-    """Return a row that calls a module."""
-    return Sample(keys, lambda net, y: net.op(y), extra=lambda: {"op": module()}, **kwargs)
-
-
-def weights(*shape: int) -> Tensor:
-    return torch.rand(shape) + 0.2
-
+__all__ = ["NO_ROW", "SAMPLES"]
 
 CONVOLUTIONS = [
-    op(lambda: nn.Conv1d(8, 6, 3), "convolution", kind="signal", out=6),
-    op(lambda: nn.Conv2d(8, 6, 3, stride=2, bias=False), "convolution", out=6),
-    op(lambda: nn.Conv3d(8, 6, 3), "convolution", kind="volume", out=6),
-    op(lambda: nn.Conv2d(8, 12, 3, groups=2), "convolution", out=12),
-    op(lambda: nn.Conv2d(8, 8, 3, groups=8), "convolution"),
-    op(lambda: nn.Conv2d(8, 16, 3, groups=8), "convolution", out=16),
-    op(lambda: nn.ConvTranspose1d(8, 6, 3), "convolution", kind="signal", out=6),
-    op(lambda: nn.ConvTranspose2d(8, 6, 2, stride=2), "convolution", out=6),
-    op(lambda: nn.ConvTranspose3d(8, 6, 2), "convolution", kind="volume", out=6),
-    op(lambda: nn.ConvTranspose2d(8, 12, 3, groups=2), "convolution", out=12),
-    op(lambda: nn.ConvTranspose2d(8, 16, 3, groups=8), "convolution", out=16),
+    module(lambda: nn.Conv1d(8, 6, 3), "convolution", kind="signal", out=6),
+    module(lambda: nn.Conv2d(8, 6, 3, stride=2, bias=False), "convolution", out=6),
+    module(lambda: nn.Conv3d(8, 6, 3), "convolution", kind="volume", out=6),
+    module(lambda: nn.Conv2d(8, 12, 3, groups=2), "convolution", out=12),
+    module(lambda: nn.Conv2d(8, 8, 3, groups=8), "convolution"),
+    module(lambda: nn.Conv2d(8, 16, 3, groups=8), "convolution", out=16),
+    module(lambda: nn.ConvTranspose1d(8, 6, 3), "convolution", kind="signal", out=6),
+    module(lambda: nn.ConvTranspose2d(8, 6, 2, stride=2), "convolution", out=6),
+    module(lambda: nn.ConvTranspose3d(8, 6, 2), "convolution", kind="volume", out=6),
+    module(lambda: nn.ConvTranspose2d(8, 12, 3, groups=2), "convolution", out=12),
+    module(lambda: nn.ConvTranspose2d(8, 16, 3, groups=8), "convolution", out=16),
     Sample(
         "convolution",
         lambda net, y: F.conv2d(y, net.w, padding=1, groups=8),
@@ -125,8 +33,8 @@ CONVOLUTIONS = [
 ]
 
 PRODUCTS = [
-    op(lambda: nn.Linear(8, 6, bias=False), "mm", kind="rows", out=6),
-    op(lambda: nn.Linear(8, 6), "addmm", kind="rows", out=6),
+    module(lambda: nn.Linear(8, 6, bias=False), "mm", kind="rows", out=6),
+    module(lambda: nn.Linear(8, 6), "addmm", kind="rows", out=6),
     Sample("bmm", lambda net, y: torch.bmm(y, y.transpose(1, 2)) @ y, kind="tokens"),
     Sample("baddbmm", lambda net, y: torch.baddbmm(y, y @ y.transpose(1, 2), y), kind="tokens"),
     Sample(
@@ -150,11 +58,11 @@ PRODUCTS = [
 ]
 
 NORMS = [
-    op(lambda: nn.BatchNorm2d(8), "native_batch_norm"),
-    op(lambda: nn.BatchNorm2d(8), "native_batch_norm", training=True),
-    op(lambda: nn.InstanceNorm2d(8, affine=True), ""),
-    op(lambda: nn.LayerNorm(8), "native_layer_norm", kind="tokens"),
-    op(lambda: nn.LayerNorm(8, elementwise_affine=False), "native_layer_norm", kind="tokens"),
+    module(lambda: nn.BatchNorm2d(8), "native_batch_norm"),
+    module(lambda: nn.BatchNorm2d(8), "native_batch_norm", training=True),
+    module(lambda: nn.InstanceNorm2d(8, affine=True), ""),
+    module(lambda: nn.LayerNorm(8), "native_layer_norm", kind="tokens"),
+    module(lambda: nn.LayerNorm(8, elementwise_affine=False), "native_layer_norm", kind="tokens"),
     frozen(
         "native_group_norm",
         "fixed groups of channels",
@@ -248,10 +156,10 @@ ELEMENTWISE = [
     Sample("normal", lambda net, y: y + torch.empty_like(y).normal_(1.0, 0.0)),
     Sample("uniform", lambda net, y: y + torch.empty_like(y).uniform_(1.0, 1.0)),
     Sample("new_empty", lambda net, y: y + y.new_empty(y.shape).fill_(1.0)),
-    op(lambda: nn.PReLU(8), "_prelu_kernel"),
-    op(lambda: nn.PReLU(), "_prelu_kernel"),
+    module(lambda: nn.PReLU(8), "_prelu_kernel"),
+    module(lambda: nn.PReLU(), "_prelu_kernel"),
     Sample("glu", lambda net, y: F.glu(y, 1), out=4),
-    op(lambda: nn.GLU(), "glu", kind="tokens", out=4),
+    module(lambda: nn.GLU(), "glu", kind="tokens", out=4),
 ]
 
 REDUCTIONS = [
@@ -296,3 +204,63 @@ REDUCTIONS = [
     Sample("sort", lambda net, y: y.sort(2)[0]),
     frozen("sort", "works along it (sort)", lambda net, y: y.sort(1)[0]),
 ]
+
+POOLING = [
+    module(lambda: nn.MaxPool1d(2), "", kind="signal"),
+    module(lambda: nn.AvgPool1d(2), "", kind="signal"),
+    module(lambda: nn.AdaptiveMaxPool1d(2), "", kind="signal"),
+    module(lambda: nn.MaxPool2d(2), "max_pool2d_with_indices"),
+    module(lambda: nn.MaxPool3d(2), "max_pool3d_with_indices", kind="volume"),
+    module(lambda: nn.AvgPool2d(3, 1), "avg_pool2d"),
+    module(lambda: nn.AvgPool3d(2), "avg_pool3d", kind="volume"),
+    module(lambda: nn.AdaptiveAvgPool2d(2), "_adaptive_avg_pool2d"),
+    module(lambda: nn.AdaptiveAvgPool3d(2), "_adaptive_avg_pool3d", kind="volume"),
+    module(lambda: nn.AdaptiveMaxPool2d(2), "adaptive_max_pool2d"),
+    module(lambda: nn.AdaptiveMaxPool3d(2), "adaptive_max_pool3d", kind="volume"),
+    Sample(
+        "fractional_max_pool2d",
+        lambda net, y: F.fractional_max_pool2d(y, 2, 3, _random_samples=torch.full((2, 8, 2), 0.5).double()),
+        prunable=False,
+        reason="",
+    ),
+    Sample("upsample_nearest1d", lambda net, y: F.interpolate(y, scale_factor=2), kind="signal"),
+    Sample("upsample_nearest2d", lambda net, y: F.interpolate(y, size=(9, 9))),
+    Sample("upsample_nearest3d", lambda net, y: F.interpolate(y, scale_factor=2), kind="volume"),
+    Sample("_upsample_nearest_exact1d", lambda net, y: F.interpolate(y, 5, mode="nearest-exact"), kind="signal"),
+    Sample("_upsample_nearest_exact2d", lambda net, y: F.interpolate(y, 5, mode="nearest-exact")),
+    Sample("_upsample_nearest_exact3d", lambda net, y: F.interpolate(y, 5, mode="nearest-exact"), kind="volume"),
+    Sample("upsample_linear1d", lambda net, y: F.interpolate(y, scale_factor=2, mode="linear"), kind="signal"),
+    Sample("upsample_bilinear2d", lambda net, y: F.interpolate(y, scale_factor=2, mode="bilinear")),
+    Sample("upsample_bicubic2d", lambda net, y: F.interpolate(y, scale_factor=2, mode="bicubic")),
+    Sample("upsample_trilinear3d", lambda net, y: F.interpolate(y, 5, mode="trilinear"), kind="volume"),
+    Sample("_upsample_bilinear2d_aa", lambda net, y: F.interpolate(y, 4, mode="bilinear", antialias=True)),
+    Sample("_upsample_bicubic2d_aa", lambda net, y: F.interpolate(y, 4, mode="bicubic", antialias=True)),
+    Sample("reflection_pad1d", lambda net, y: F.pad(y, (1, 2), mode="reflect"), kind="signal"),
+    Sample("reflection_pad2d", lambda net, y: F.pad(y, (1, 2, 0, 1), mode="reflect")),
+    Sample("reflection_pad3d", lambda net, y: F.pad(y, (1, 2, 0, 1, 1, 0), mode="reflect"), kind="volume"),
+    Sample("replication_pad1d", lambda net, y: F.pad(y, (1, 2), mode="replicate"), kind="signal"),
+    Sample("replication_pad2d", lambda net, y: F.pad(y, (1, 2, 0, 1), mode="replicate")),
+    Sample("replication_pad3d", lambda net, y: F.pad(y, (1, 2, 0, 1, 1, 0), mode="replicate"), kind="volume"),
+    Sample(
+        "grid_sampler_2d",
+        lambda net, y: F.grid_sample(y, net.at, align_corners=False),
+        extra=lambda: {"at": weights(2, 4, 4, 2)},
+    ),
+    Sample(
+        "grid_sampler_3d",
+        lambda net, y: F.grid_sample(y, net.at, align_corners=False),
+        kind="volume",
+        extra=lambda: {"at": weights(2, 4, 4, 4, 3)},
+    ),
+]
+
+POINTWISE = [
+    Sample("", function)
+    for function in (
+        lambda net, y: F.relu(y),
+    )
+]
+
+NO_ROW = {}
+
+SAMPLES = [*CONVOLUTIONS, *PRODUCTS, *NORMS, *MOVEMENT, *ELEMENTWISE, *REDUCTIONS, *POOLING, *POINTWISE]
