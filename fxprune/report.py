@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxprune._files import replacing
 from fxprune._tables import Style, count, file_size, html_page, percent, shape_text, table
@@ -28,6 +28,7 @@ from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs, fit_inputs, normalize_inputs
 from fxprune.latency import Latency, compare_latency
 from fxprune.measure import count_macs, count_params, input_shapes, module_kinds
+from fxprune.modes import split_modes
 from fxprune.plot import plot_widths
 
 __all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "latency_line", "report"]
@@ -389,10 +390,16 @@ def _group_widths(gated: GatedModule) -> tuple[GroupWidth, ...]:
 
 
 def _layer_shapes(before: nn.Module, after: nn.Module) -> tuple[LayerShapes, ...]:
-    first, second = (
-        {name: tuple(p.shape) for name, p in model.named_parameters()} for model in (before, after)
-    )
-    kinds = module_kinds(after) | module_kinds(before)
+    shapes: list[dict[str, tuple[int, ...]]] = []
+    kinds: dict[str, str] = {}
+    for model in (after, before):
+        # A compact model with a graph per mode holds each layer's path below both graphs.
+        graphs = split_modes(model) if isinstance(model, fx.GraphModule) else None
+        parts = [model] if graphs is None else list(graphs.values())
+        shapes.append({n: tuple(p.shape) for part in parts for n, p in part.named_parameters()})
+        for part in parts:
+            kinds |= module_kinds(part)
+    second, first = shapes
     return tuple(
         LayerShapes(name, kinds[name.rpartition(".")[0]], first.get(name), second.get(name))
         for name in dict.fromkeys([*first, *second])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxprune.api import auto_gate
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, NormMask
+from fxprune.gates import Gate, GatedLayerNorm, NormMask
 
 
 def gates(gated: GatedModule) -> list[Gate]:
@@ -269,7 +269,6 @@ def test_a_model_without_groups() -> None:
     model, x = nn.Sequential(nn.Linear(6, 2)).double(), rows()
     gated = auto_gate(model, x)
     assert gated.groups == ()
-    assert not any(isinstance(m, GateVector) for m in gated.modules())
     gated.set_keep({})
     with pytest.raises(GateError, match=r"no group named 'a'[\s\S]*no prunable group"):
         gated.set_keep({"a": torch.ones(2).bool()})

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from small_nets import AuxHead
 from torch import nn
 
 from fxprune.api import auto_gate
@@ -86,6 +87,16 @@ def test_plain_models_need_not_have_the_same_parameters(no_export):
     assert found.groups == ()
     assert LayerShapes("1.bias", "Linear", (2,), None) in found.layers
     assert "1.weight     Linear  2x4       none" in str(found)
+
+
+def test_a_model_with_a_graph_per_mode_keeps_its_names(no_export):
+    model = AuxHead()
+    gated = auto_gate(model, IMAGE)
+    gated.set_keep({g.name: torch.arange(g.size) < 2 for g in gated.groups})
+    found = report(model, gated, IMAGE)
+    names = [name for name, _ in model.named_parameters()]
+    assert [layer.name for layer in found.layers] == names
+    assert all(layer.after is not None for layer in found.layers)
 
 
 def test_modes_of_the_models_stay(no_export):
