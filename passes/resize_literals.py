@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Node
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.interpret import NodeIds
 from fxprune.analysis.plan import Plan
+from fxprune.errors import InternalError
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["ResizeLiterals"]
@@ -204,7 +205,7 @@ def _slice_bounds(ids: Ids, start: Any, stop: Any, view: _View) -> tuple[int, in
 
 
 def _getitem(node: Node, view: _View) -> None:
-    """``x[:, a:b]``: bounds count the kept positions before them."""
+    """``x[:, a:b]``: bounds count the kept positions before them; look-ups get new numbers."""
     source = view.values(node.args[0])
     if len(source) != 1 or not any(view.cut(i) for i in source[0][1]):
         return
@@ -215,16 +216,59 @@ def _getitem(node: Node, view: _View) -> None:
     dim = 0
     for i, entry in enumerate(was_entries):
         if entry is Ellipsis:
-            dim += len(shape) - sum(e is not None and e is not Ellipsis for e in was_entries)
+            dim += len(shape) - sum(
+                e is not Ellipsis and not _is_new_axis(e, entries[k])
+                for k, e in enumerate(was_entries)
+            )
             continue
-        if entry is None and not isinstance(entries[i], Node):
+        if _is_new_axis(entry, entries[i]):
             continue
         axis = ids[dim]
-        partial = isinstance(entry, slice) and (entry.start, entry.stop) != (None, None)
-        if partial and axis is not None and view.cut(axis):
-            entries[i] = slice(*_slice_bounds(axis, entry.start, entry.stop, view))
+        if axis is not None and view.cut(axis):
+            if (node.name, dim) in view.trace.lookups:
+                _select_before(node, dim, view)
+                entries[i] = slice(None)
+            elif isinstance(entry, slice) and (entry.start, entry.stop) != (None, None):
+                entries[i] = slice(*_slice_bounds(axis, entry.start, entry.stop, view))
         dim += 1
     node.args = (node.args[0], tuple(entries) if isinstance(index, tuple) else entries[0])
+
+
+def _is_new_axis(was: Any, now: Any) -> bool:
+    """Tell None in an index from a tensor, of which only the node is known."""
+    return was is None and not isinstance(now, Node)
+
+
+def _renumbered(node: Node, dim: int, view: _View) -> Node:
+    """Return a node for the numbers of a look-up among the positions that are kept."""
+    axis, owner = view.values(node.args[0])[0][1][dim], node.graph.owning_module
+    if axis is None or owner is None:
+        raise InternalError(f"{node.name} has no look-up to rewrite")
+    table = view.trace.lookups[node.name, dim]
+    kept = view.plan.kept(axis, view.keep)
+    numbers = (np.cumsum(kept) - 1)[table[kept[table]]]
+    name = f"fxprune_index_{node.name}_{dim}"
+    device = next((p.device for p in owner.parameters()), torch.device("cpu"))
+    owner.register_buffer(name, torch.from_numpy(numbers).to(device), persistent=False)
+    with node.graph.inserting_before(node):
+        return node.graph.create_node("get_attr", name)
+
+
+def _select_before(node: Node, dim: int, view: _View) -> None:
+    """Take the kept positions of a look-up before the node that did it."""
+    numbers = _renumbered(node, dim, view)
+    with node.graph.inserting_before(node):
+        taken = node.graph.call_function(torch.index_select, (node.args[0], dim, numbers))
+    node.args = (taken, *node.args[1:])
+
+
+def _index_select(node: Node, view: _View) -> None:
+    source = view.values(_get_arg(node, 0, "input"))
+    if len(source) != 1:
+        return
+    dim = _get_arg(node, 1, "dim") % len(source[0][0])
+    if (node.name, dim) in view.trace.lookups and view.cut(source[0][1][dim]):
+        _set_arg(node, 2, "index", _renumbered(node, dim, view))
 
 
 def _narrow(node: Node, view: _View) -> None:
@@ -298,6 +342,8 @@ _RULES: dict[Any, Callable[[Node, _View], None]] = {
     ("call_function", torch.chunk): _split,
     ("call_function", torch.split_with_sizes): _split,
     ("call_function", operator.getitem): _getitem,
+    ("call_function", torch.index_select): _index_select,
+    ("call_method", "index_select"): _index_select,
     ("call_method", "narrow"): _narrow,
     ("call_function", torch.narrow): _narrow,
     ("call_function", F.pad): _pad,

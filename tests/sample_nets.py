@@ -49,6 +49,8 @@ class Sample:
         Makes what `apply` needs besides the tensor: modules, or tensors that become parameters.
     training : bool
         Whether to compare in training mode.
+    counted : bool
+        Whether torch counts all of the row's products: it leaves out those of a matrix and a vector.
     """
 
     keys: str
@@ -59,6 +61,7 @@ class Sample:
     reason: str = ""
     extra: Callable[[], dict[str, Any]] = field(default=dict)
     training: bool = False
+    counted: bool = True
 
     @property
     def ops(self) -> frozenset[str]:

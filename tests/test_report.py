@@ -90,10 +90,11 @@ def test_plain_models_need_not_have_the_same_parameters(no_export):
 
 
 def test_a_model_with_a_graph_per_mode_keeps_its_names(no_export):
-    model = AuxHead()
-    gated = auto_gate(model, IMAGE)
+    model = AuxHead().float()
+    image = torch.zeros(1, 3, 6, 6)
+    gated = auto_gate(model, image)
     gated.set_keep({g.name: torch.arange(g.size) < 2 for g in gated.groups})
-    found = report(model, gated, IMAGE)
+    found = report(model, gated, image)
     names = [name for name, _ in model.named_parameters()]
     assert [layer.name for layer in found.layers] == names
     assert all(layer.after is not None for layer in found.layers)

@@ -14,11 +14,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from fxprune._compat import no_attention_fastpath
 from fxprune.analysis.axes import TensorIds
+from fxprune.analysis.ids import Ids
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.tracker import Contraction, MacsTerm, NormSite, Tracker
 from fxprune.errors import FxpruneError, InputError
 
-__all__ = ["RESIZABLE", "GraphTrace", "describe_node", "fetch", "interpret"]
+LOOKUPS = (operator.getitem, torch.index_select, "index_select")
+"""Targets whose look-ups by number `resize_literals` can rewrite."""
+
+__all__ = ["LOOKUPS", "RESIZABLE", "GraphTrace", "describe_node", "fetch", "interpret"]
 
 RESIZABLE = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
 """Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""
@@ -47,6 +51,8 @@ class GraphTrace:
         Ids of the tensors the model returns.
     contractions, norms, terms
         What the operators recorded, see `fxprune.analysis.tracker`.
+    lookups : dict[tuple[str, int], Ids]
+        By node and axis of its input: the numbers of the positions it takes.
     """
 
     values: dict[str, NodeIds] = field(default_factory=dict)
@@ -57,6 +63,7 @@ class GraphTrace:
     contractions: list[Contraction] = field(default_factory=list)
     norms: list[NormSite] = field(default_factory=list)
     terms: list[MacsTerm] = field(default_factory=list)
+    lookups: dict[tuple[str, int], Ids] = field(default_factory=dict)
 
 
 def describe_node(node: fx.Node) -> str:
@@ -133,11 +140,8 @@ class _Walk:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         values = _bind(placeholders, self._meta(tuple(args)), self._meta(dict(kwargs)))
         tracker, trace = self.tracker, self.trace
-        tracker.contractions, tracker.norms, tracker.terms = (
-            trace.contractions,
-            trace.norms,
-            trace.terms,
-        )
+        tracker.contractions, tracker.norms = trace.contractions, trace.norms
+        tracker.terms, tracker.lookups = trace.terms, trace.lookups
         with torch.no_grad(), no_attention_fastpath(), tracker:
             for node in self.graph.nodes:
                 self._step(node, values)
@@ -160,6 +164,7 @@ class _Walk:
             for source in node.all_input_nodes
             for t in flat_tensors(self.env[source])
         }
+        tracker.rewrites_lookups = node.target in LOOKUPS
         tracker.opaque = not _is_torch(self.root, node)
         tracker.mutated.clear()
         try:

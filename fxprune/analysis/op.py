@@ -65,6 +65,7 @@ class Recorder(Protocol):
     def add_contraction(self, record: TensorRecord, ids: Ids) -> None: ...
     def add_norm(self, record: TensorRecord, dims: tuple[int, ...]) -> None: ...
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None: ...
+    def add_lookup(self, record: TensorRecord, dim: int, table: Ids) -> bool: ...
 
 
 class Op:
@@ -185,6 +186,23 @@ class Op:
         They are `factor` times the number of kept positions of each run of ids.
         """
         self._recorder.add_macs(factor, tuple(r for r in runs if r is not None))
+
+    def lookup(self, tensor: Tensor, dim: int, table: Ids) -> bool:
+        """Say that the operator takes positions of one axis of `tensor` by number.
+
+        Parameters
+        ----------
+        tensor : Tensor
+        dim : int
+        table : int array
+            The numbers of the positions taken, in order.
+
+        Returns
+        -------
+        bool
+            Whether these numbers can be rewritten when the axis is pruned; if not, freeze it.
+        """
+        return self._recorder.add_lookup(self._recorder.record(tensor), dim, table)
 
     # -- results
     def set(self, ids: TensorIds, out: Tensor | None = None, moved: Tensor | None = None) -> None:

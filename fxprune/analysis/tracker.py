@@ -69,6 +69,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         self.contractions: list[Contraction] = []
         self.norms: list[NormSite] = []
         self.terms: list[MacsTerm] = []
+        self.lookups: dict[tuple[str, int], Ids] = {}
+        self.rewrites_lookups = False
         self.rules = rules
         self.unknown = unknown
         self._records: dict[int, TensorRecord] = {}
@@ -99,7 +101,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         if kind != "node" and real.dtype.is_floating_point:
             self._stored[id(twin)] = (Owner(name, 0, kind), twin, real)
         else:
-            known = real.detach() if real.numel() <= _CONST_LIMIT and real.device != _META else None
+            known = real if real.numel() <= _CONST_LIMIT and real.device != _META else None
             self._records[id(twin)] = TensorRecord(twin, none_ids(twin.dim()), twin, known, True)
         return twin
 
@@ -161,6 +163,15 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None:
         """See `Op.macs`."""
         self.terms.append((factor, runs))
+
+    def add_lookup(self, record: TensorRecord, dim: int, table: Ids) -> bool:
+        """See `Op.lookup`; only where the graph itself does it, not a function inside."""
+        if not self.rewrites_lookups or id(record.root) not in self.inputs:
+            return False
+        if record.tensor.shape != record.root.shape:
+            return False
+        self.lookups[self.node, dim] = table
+        return True
 
     # -- dispatch
     def __torch_dispatch__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxprune.analysis.axes import AxisIds, concat_ids, none_ids, reshape_ids
@@ -15,7 +16,9 @@ __all__ = [
     "copy",
     "expand",
     "flip",
+    "gather",
     "index",
+    "index_select",
     "pad",
     "permute",
     "pixel_shuffle",
@@ -222,16 +225,17 @@ def select(op: Op) -> None:
 
 @rule("aten::slice")
 def slice_(op: Op) -> None:
-    """Take a range of one axis."""
+    """Take a range of one axis, or every n-th position of it."""
     x = op.args[0]
     dim = _dim(op.arg(1, "dim", 0), x.dim())
     start, end, step = op.arg(2, "start"), op.arg(3, "end"), op.arg(4, "step", 1)
     ids = list(op.ids(x))
     axis = ids[dim]
     if axis is not None:
-        if step != 1:
+        table = np.arange(len(axis))[start:end:step]
+        if step != 1 and not op.lookup(x, dim, table):
             op.freeze(axis, f"{op.where} takes every {step}th position of it")
-        ids[dim] = axis[start:end:step]
+        ids[dim] = axis[table]
     op.set(tuple(ids), moved=x)
 
 
@@ -270,39 +274,56 @@ def pad(op: Op) -> None:
     op.set(tuple(ids), moved=None if op.arg(2, "value", 0) else x)
 
 
-@rule(
-    "aten::index",
-    "aten::index_select",
-    "aten::gather",
-    "aten::masked_select",
-    "aten::_unsafe_index",
-)
-def index(op: Op) -> None:
-    """Take positions by number: the indexed axes must keep their width, the others pass through."""
-    x = op.args[0]
-    reason = f"{op.where} looks positions up by number"
+def _take(op: Op, x: Tensor, dim: int, numbers: Tensor, axis: AxisIds) -> AxisIds:
+    """Return the ids of one axis after taking positions of it by number."""
+    known = op.const(numbers)
+    if axis is not None and known is not None and known.dim() == 1:
+        table = known.numpy().astype(np.int64) % len(axis)
+        if op.lookup(x, dim, table):
+            return axis[table]
+    op.freeze(axis, f"{op.where} looks positions up by number")
+    return None
+
+
+@rule("aten::index_select")
+def index_select(op: Op) -> None:
+    """Take positions of one axis by number."""
+    x, dim, numbers = op.args
+    dim = _dim(dim, x.dim())
     ids = list(op.ids(x))
-    if op.name == "aten::index_select":
-        dim = _dim(op.args[1], x.dim())
-        op.freeze(ids[dim], reason)
-        ids[dim] = None
-        op.set(tuple(ids))
+    ids[dim] = _take(op, x, dim, numbers, ids[dim])
+    op.set(tuple(ids), moved=x)
+
+
+@rule("aten::index", "aten::_unsafe_index")
+def index(op: Op) -> None:
+    """Take positions by number on some axes; the others pass through."""
+    x, tables = op.args[:2]
+    ids = list(op.ids(x))
+    used = [d for d, t in enumerate(tables) if t is not None]
+    numbers = [t for t in tables if t is not None]
+    if len(used) == 1 and numbers[0].dim() == 1 and numbers[0].dtype == torch.long:
+        ids[used[0]] = _take(op, x, used[0], numbers[0], ids[used[0]])
+        op.set(tuple(ids), moved=x)
         return
-    tables = op.args[1] if op.name in ("aten::index", "aten::_unsafe_index") else None
-    plain = tables is not None and all(
-        t is None or t.dtype.is_floating_point is False for t in tables
-    )
-    used = [] if tables is None else [d for d, t in enumerate(tables) if t is not None]
-    adjacent = bool(used) and used == list(range(used[0], used[-1] + 1))
-    masks = tables is not None and any(t is not None and t.dtype.itemsize == 1 for t in tables)
-    if tables is None or not plain or not adjacent or masks:
+    reason = f"{op.where} looks positions up by number"
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    if not adjacent or any(t.dtype in (torch.bool, torch.uint8) for t in numbers):
         op.freeze(tuple(ids), reason)
         op.set_none()
         return
     for d in used:
         op.freeze(ids[d], reason)
-    width = op.shape().__len__() - (x.dim() - len(used))
+    width = len(op.shape()) - (x.dim() - len(used))
     op.set((*ids[: used[0]], *none_ids(width), *ids[used[-1] + 1 :]))
+
+
+@rule("aten::gather", "aten::masked_select")
+def gather(op: Op) -> None:
+    """Take elements by number or by mask from everywhere: all axes must keep their width."""
+    for tensor in op.tensors():
+        op.freeze(op.ids(tensor), f"{op.where} looks elements up by number")
+    op.set_none()
 
 
 @rule("aten::pixel_shuffle")
