@@ -34,6 +34,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             hint="the directory must exist and be writable",
         ) from error
     os.close(handle)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)  # mkstemp makes it readable by its owner only
     temporary = Path(name)
     try:
         yield temporary

@@ -7,17 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from torch import fx, nn
+from torch import nn
 
-from fxprune.analysis.build import Analysis
-from fxprune.analysis.plan import Plan
-from fxprune.capture import Captured, capture
-from fxprune.capture.guess import candidate_inputs
-from fxprune.errors import ConfigError, InputError, InternalError
+from fxprune.assemble import analyse, analyse_guessing, assemble
+from fxprune.capture import capture
+from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
-from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
-from fxprune.modes import merge_modules
-from fxprune.passes.insert_gates import GATES, InsertGates
+from fxprune.inputs import ExampleInputs, normalize_inputs
 from fxprune.settings import Settings, check_round_to
 
 __all__ = ["Ignore", "auto_gate"]
@@ -89,13 +85,13 @@ def auto_gate(
     private = _copy(model)
     if example_inputs is None:
         captured = capture(private)
-        inputs, plan = _analyse_guessing(captured, ignored, unknown)
+        inputs, plan = analyse_guessing(captured, ignored, unknown)
     else:
         inputs = normalize_inputs(example_inputs)
         captured = capture(private, len(inputs[0]), frozenset(inputs[1]))
-        plan = Analysis(captured.root, captured.graphs, unknown=unknown).run(*inputs, ignored)
+        plan = analyse(captured, inputs, ignored, unknown)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
-    return _gated(captured, plan, Settings.of(inputs, [n for n in names if ignored(n)], round_to))
+    return assemble(captured, plan, Settings.of(inputs, [n for n in names if ignored(n)], round_to))
 
 
 def _check_model(model: Any) -> None:
@@ -169,42 +165,3 @@ def _matches(name: str, entry: Ignore, modules: dict[str, nn.Module]) -> bool:
         "The 'ignore' parameter takes names, compiled patterns, module types and modules.",
         seen=f"{entry!r} of type {type(entry).__name__}",
     )
-
-
-def _analyse_guessing(
-    captured: Captured, ignored: Callable[[str], str | None], unknown: str
-) -> tuple[Inputs, Plan]:
-    failures = []
-    for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
-        analysis = Analysis(captured.root, captured.graphs, unknown=unknown)
-        try:
-            return ((guess,), {}), analysis.run((guess,), {}, ignored)
-        except InputError as error:
-            failures.append((tuple(guess.shape), error))
-    shapes = ", ".join(str(shape) for shape, _ in failures)
-    first = failures[0][1]
-    raise InputError(
-        "no guessed input shape fits this model",
-        where=first.where,
-        seen=f"tried {shapes}; the first failed with: {first.what}",
-        hint="pass example_inputs",
-    ) from first
-
-
-def _gated(captured: Captured, plan: Plan, settings: Settings) -> GatedModule:
-    graphs: dict[str, fx.Graph] = {}
-    root: fx.GraphModule | None = None
-    for mode, graph in captured.graphs.items():
-        stage = fx.GraphModule(captured.root, graph)
-        stage.training = captured.root.training
-        if root is not None and hasattr(root, GATES):
-            stage.add_module(GATES, root.get_submodule(GATES))
-        InsertGates(plan, mode)(stage)
-        graphs[mode] = stage.graph
-        root = stage if root is None else merge_modules(root, stage)
-    if root is None:
-        raise InternalError("nothing was captured")
-    device = next((p.device for p in root.parameters()), None)
-    if device is not None and hasattr(root, GATES):
-        root.get_submodule(GATES).to(device)
-    return GatedModule(root, graphs, plan, settings)

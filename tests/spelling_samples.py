@@ -18,7 +18,7 @@ way = partial(Sample, "")
 layer = partial(module, keys="")
 
 SPELLINGS = {
-    "unsafe_chunk": way(lambda net, y: torch.unsafe_chunk(y, 2, 1)[1], out=4),
+    "unsafe_chunk": way(lambda net, y: torch.cat(torch.unsafe_chunk(y, 2, 1)[::-1], 1)),
     "unsafe_split method": way(lambda net, y: y.unsafe_split(3, 1)[0], out=3),
     "broadcast_to": way(
         lambda net, y: y + net.w.broadcast_to(8, 6, 6), extra=lambda: {"w": weights(8, 1, 1)}
@@ -99,6 +99,19 @@ SPELLINGS = {
         kind="rows",
     ),
     "kron": way(lambda net, y: torch.kron(y, torch.ones(1, 2).double()), out=16, kind="rows"),
+    "grid of sampling points": way(
+        lambda net, y: F.grid_sample(y, net.at, align_corners=False),
+        extra=lambda: {"at": weights(2, 4, 4, 2)},
+    ),
+    "given random samples": way(
+        lambda net, y: F.fractional_max_pool2d(
+            y, 2, 3, _random_samples=torch.full((2, 8, 2), 0.5).double()
+        )
+    ),
+    "view_as_real": way(lambda net, y: torch.view_as_real(torch.polar(y.exp(), y)).sum(-1)),
+    "view_as_real_copy": way(
+        lambda net, y: torch.ops.aten.view_as_real_copy(torch.polar(y.exp(), y)).sum(-1)
+    ),
     "Bilinear": way(
         lambda net, y: net.op(y, y), extra=lambda: {"op": nn.Bilinear(8, 8, 6)}, out=6, kind="rows"
     ),
@@ -189,12 +202,10 @@ SPELLINGS = {
     "in place: flat relu": way(lambda net, y: (y.flatten(2).relu_(), y)[1]),
     "in place: chunk": way(lambda net, y: (y.chunk(2, 1)[0].add_(1), y)[1]),
     "in place: unsqueeze": way(lambda net, y: (y.unsqueeze(1).sigmoid_(), y)[1]),
-    "in place: base via view read before": way(
-        lambda net, y: (lambda v: (y.sigmoid_(), v)[1])(y.view(2, 8, 6, 6))
+    "in place: a view made before": way(
+        lambda net, y: [v := y.view(2, 8, 6, 6), y.sigmoid_(), v][-1]
     ),
-    "in place: chain": way(
-        lambda net, y: (lambda a: (a.mul_(2), a.add_(1), a.sigmoid_(), a)[-1])(y)
-    ),
+    "in place: chain": way(lambda net, y: [y.mul_(2), y.add_(1), y.sigmoid_(), y][-1]),
     "in place: detach": way(lambda net, y: (y.detach().mul_(2), y)[1]),
     "in place: out=": way(lambda net, y: (torch.sigmoid(y, out=y), y)[1]),
     "in place: copy slice": way(lambda net, y: (y[:, :3].copy_(y[:, 3:6]), y)[1]),
@@ -323,5 +334,30 @@ SPELLINGS = {
     ),
 }
 
-BROKEN: dict[str, str] = {}
+_LITERAL = "a size written in the graph is not rewritten: compact() gives a graph that does not run"
+_VIEW = "a write through a view: the gate reads the value before it"
+BROKEN: dict[str, str] = {
+    **dict.fromkeys(
+        """unsafe_chunk|unsafe_split method|broadcast_to|torch.broadcast_to|nn.Unflatten|nn.Unflatten of a split
+        |ConstantPad3d|ZeroPad3d|pad by less|as_strided literal|torch.as_strided|narrow kw|tensor_split list
+        |tensor_split method|hsplit|repeat_interleave|torch.repeat_interleave|new_zeros lit|new_zeros size1|aten view
+        |aten split|aten slice|aten expand|aten pad|aten conv|torch.convolution""".replace(
+            "\n        ", ""
+        ).split("|"),
+        _LITERAL,
+    ),
+    **dict.fromkeys(
+        (
+            f"in place: {how}"
+            for how in """view slice|view flat|flat relu|chunk|unsqueeze|a view made before|detach|copy slice
+            |fill slice""".replace("\n            ", "").split("|")
+        ),
+        _VIEW,
+    ),
+    "view_as_real_copy": "its rule forgets the new axis; the user is told that the inputs are wrong",
+    "view kw": "the input given by name is not found",
+    "numel": "the number of elements shrinks with the channels",
+    "grid of sampling points": "the grid's own axes are pruned",
+    "given random samples": "their channels are not tied to those of the input",
+}
 """Spellings that are wrong today, and how; each must go."""

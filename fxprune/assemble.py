@@ -1,0 +1,102 @@
+"""From a captured model to a gated one: canonicalise, analyse, insert gates, join the modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from fxprune.analysis.build import Analysis
+from fxprune.analysis.plan import Plan
+from fxprune.capture import Captured
+from fxprune.capture.guess import candidate_inputs
+from fxprune.errors import InputError, InternalError
+from fxprune.gated import GatedModule
+from fxprune.inputs import Inputs
+from fxprune.modes import merge_modules
+from fxprune.passes.insert_gates import GATES, InsertGates
+from fxprune.passes.lower_channel_shuffle import LowerChannelShuffle
+from fxprune.settings import Settings
+
+__all__ = ["Ignored", "analyse", "analyse_guessing", "assemble"]
+
+Ignored = Callable[[str], str | None]
+"""From a parameter's name to the reason why its output width must stay, or None."""
+
+
+def analyse(captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str) -> Plan:
+    """Analyse a captured model, and once more if its graphs could be written in better form.
+
+    Parameters
+    ----------
+    captured : Captured
+        Its graphs may be rewritten.
+    inputs : tuple (args, kwargs)
+        Example inputs.
+    ignored : callable
+    unknown : {"freeze", "error"}
+
+    Raises
+    ------
+    InputError
+        If the model does not run on these inputs.
+    """
+    plan = Analysis(captured.root, captured.graphs, unknown=unknown).run(*inputs, ignored)
+    if _lower(captured, plan):
+        plan = Analysis(captured.root, captured.graphs, unknown=unknown).run(*inputs, ignored)
+    return plan
+
+
+def _lower(captured: Captured, plan: Plan) -> bool:
+    """Rewrite what the analysis handles better in another form; return whether anything was."""
+    changed = False
+    for mode, graph in captured.graphs.items():
+        stage = fx.GraphModule(captured.root, graph)
+        result = LowerChannelShuffle(plan.graphs[mode].trace)(stage)
+        if result.changed:
+            changed = True
+            captured.graphs[mode] = stage.graph
+            known = dict(captured.root.named_buffers())
+            for name, buffer in stage.named_buffers():
+                if name not in known:
+                    captured.root.register_buffer(name, buffer, persistent=False)
+    return changed
+
+
+def analyse_guessing(captured: Captured, ignored: Ignored, unknown: str) -> tuple[Inputs, Plan]:
+    """Analyse a captured model on the first likely input that it runs on; return both."""
+    failures = []
+    for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
+        inputs: Inputs = ((guess,), {})
+        try:
+            return inputs, analyse(captured, inputs, ignored, unknown)
+        except InputError as error:
+            failures.append((tuple(guess.shape), error))
+    shapes = ", ".join(str(shape) for shape, _ in failures)
+    first = failures[0][1]
+    raise InputError(
+        "no guessed input shape fits this model",
+        where=first.where,
+        seen=f"tried {shapes}; the first failed with: {first.what}",
+        hint="pass example_inputs",
+    ) from first
+
+
+def assemble(captured: Captured, plan: Plan, settings: Settings) -> GatedModule:
+    """Insert gates into the graph of every mode and join them to one module."""
+    graphs: dict[str, fx.Graph] = {}
+    root: fx.GraphModule | None = None
+    for mode, graph in captured.graphs.items():
+        stage = fx.GraphModule(captured.root, graph)
+        stage.training = captured.root.training
+        if root is not None and hasattr(root, GATES):
+            stage.add_module(GATES, root.get_submodule(GATES))
+        InsertGates(plan, mode)(stage)
+        graphs[mode] = stage.graph
+        root = stage if root is None else merge_modules(root, stage)
+    if root is None:
+        raise InternalError("nothing was captured")
+    device = next((p.device for p in root.parameters()), None)
+    if device is not None and hasattr(root, GATES):
+        root.get_submodule(GATES).to(device)
+    return GatedModule(root, graphs, plan, settings)
