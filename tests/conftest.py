@@ -16,6 +16,9 @@ hypothesis.settings.load_profile("fxprune")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the files in tests/golden anew"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

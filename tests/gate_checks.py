@@ -37,7 +37,9 @@ def flat(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
-    return [t for item in value or () for t in flat(item)] if isinstance(value, list | tuple) else []
+    return (
+        [t for item in value or () for t in flat(item)] if isinstance(value, list | tuple) else []
+    )
 
 
 def run(model: nn.Module, *inputs: Any, seed: int = 0) -> list[Tensor]:
@@ -53,7 +55,11 @@ def assert_close(actual: list[Tensor], expected: list[Tensor], what: str = "") -
     for number, (a, b) in enumerate(zip(actual, expected, strict=True)):
         scale = b.abs().max().item() if b.numel() else 0.0
         torch.testing.assert_close(
-            a, b, rtol=0, atol=TOLERANCE * max(scale, 1e-30), msg=lambda m, n=number: f"{what}[{n}]: {m}"
+            a,
+            b,
+            rtol=0,
+            atol=TOLERANCE * max(scale, 1e-30),
+            msg=lambda m, n=number: f"{what}[{n}]: {m}",
         )
 
 

@@ -39,7 +39,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     assert snapshot(model) == before
     after = model.state_dict()
     assert list(after) == list(state)
-    assert all(torch.equal(after[name], tensor) for name, tensor in state.items() if not tensor.is_meta)
+    assert all(
+        torch.equal(after[name], tensor) for name, tensor in state.items() if not tensor.is_meta
+    )
 
 
 @contextmanager
@@ -84,7 +86,10 @@ def test_ways_to_give_inputs(how: str) -> None:
 def test_the_example_input_is_not_changed_and_its_values_do_not_matter() -> None:
     x = image()
     before = x.clone()
-    assert auto_gate(Residual(), x).groups == auto_gate(Residual(), torch.full_like(x, torch.nan)).groups
+    assert (
+        auto_gate(Residual(), x).groups
+        == auto_gate(Residual(), torch.full_like(x, torch.nan)).groups
+    )
     assert torch.equal(x, before)
 
 
@@ -108,7 +113,9 @@ class Options(nn.Module):
         self.make, self.read, self.table = nn.Linear(6, 8), nn.Linear(8, 3), nn.Embedding(5, 8)
         self.double()
 
-    def forward(self, x: Tensor, at: Tensor, scale: float = 2.0, extra: Tensor | None = None) -> Any:
+    def forward(
+        self, x: Tensor, at: Tensor, scale: float = 2.0, extra: Tensor | None = None
+    ) -> Any:
         y = self.make(x) + self.table(at)
         if extra is not None:
             y = y + extra
@@ -164,7 +171,9 @@ def test_the_input_side_of_an_ignored_layer_follows_its_producer() -> None:
     [("resnet18", "type str"), (nn.Linear, "type type"), (None, "NoneType"), (torch.relu, "relu")],
 )
 def test_what_is_no_model(thing: Any, seen: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'model' parameter[\s\S]*{seen}[\s\S]*build the model first"):
+    with pytest.raises(
+        ConfigError, match=rf"'model' parameter[\s\S]*{seen}[\s\S]*build the model first"
+    ):
         auto_gate(thing)
 
 
@@ -222,7 +231,9 @@ def line_of(kind: type[nn.Module], text: str) -> int:
 def test_a_forward_that_cannot_be_traced() -> None:
     model = Branch()
     at = line_of(Branch, "if y.sum()")
-    message = rf"Branch cannot be captured[\s\S]*test_auto_gate.py:{at} in forward[\s\S]*if y.sum\(\) > 0"
+    message = (
+        rf"Branch cannot be captured[\s\S]*test_auto_gate.py:{at} in forward[\s\S]*if y.sum\(\) > 0"
+    )
     with refused(model, CaptureError, message):
         auto_gate(model, torch.zeros(1, 3))
 
@@ -230,13 +241,18 @@ def test_a_forward_that_cannot_be_traced() -> None:
 def test_a_forward_that_raises() -> None:
     model = Raises()
     at = line_of(Raises, "raise KeyError")
-    with refused(model, CaptureError, rf"KeyError: 'own trouble'[\s\S]*test_auto_gate.py:{at} in forward"):
+    with refused(
+        model, CaptureError, rf"KeyError: 'own trouble'[\s\S]*test_auto_gate.py:{at} in forward"
+    ):
         auto_gate(model, torch.zeros(1, 3))
 
 
 X = torch.zeros(1, 3, 6, 6, dtype=torch.float64)
 BAD_INPUTS = {
-    "another width": (torch.zeros(1, 4, 6, 6).double(), r"does not run[\s\S]*stem[\s\S]*\(1, 4, 6, 6\)"),
+    "another width": (
+        torch.zeros(1, 4, 6, 6).double(),
+        r"does not run[\s\S]*stem[\s\S]*\(1, 4, 6, 6\)",
+    ),
     "another rank": (torch.zeros(1, 3).double(), r"does not run[\s\S]*stem[\s\S]*\(1, 3\)"),
     "too many": ((X, X), "takes 1 inputs, 2 were given"),
     "a wrong name": ({"y": X}, "no example input for the argument 'x'"),

@@ -85,7 +85,9 @@ def by_group(gated: GatedModule, keep: np.ndarray) -> dict[str, Tensor]:
     return {name: torch.from_numpy(keep[at]) for name, at in gated.plan.group_slices().items()}
 
 
-def further_masks(once: GatedModule, twice: GatedModule, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def further_masks(
+    once: GatedModule, twice: GatedModule, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw a further mask for a pruned model and its pruned form at once, so that both mean the same.
 
     `twice` is made of what `once` keeps. It may tie more than `once` does (an axis of width 1 is no
@@ -110,7 +112,8 @@ def further_masks(once: GatedModule, twice: GatedModule, seed: int) -> tuple[np.
         for at in twice.plan.group_slices().values():
             new[at.start] |= not new[at].any()
         extra = [
-            before[~old[before].all(axis=1) & new[after].all(axis=1)].ravel() for before, after in axes
+            before[~old[before].all(axis=1) & new[after].all(axis=1)].ravel()
+            for before, after in axes
         ]
         if not any(map(len, extra)):
             return old[:-1], new[:-1]

@@ -86,7 +86,10 @@ def test_a_gate_of_zero_is_removal(act: type[nn.Module], training: bool) -> None
     keep = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0], dtype=torch.bool)
     kept = int(keep.sum())
     by_hand = nn.Sequential(
-        nn.Conv2d(3, kept, 3, padding=1), nn.BatchNorm2d(kept), act(), nn.Conv2d(kept, 4, 3, padding=1)
+        nn.Conv2d(3, kept, 3, padding=1),
+        nn.BatchNorm2d(kept),
+        act(),
+        nn.Conv2d(kept, 4, 3, padding=1),
     ).double()
     small = {}
     for name, tensor in model.state_dict().items():
@@ -227,7 +230,10 @@ BAD_MASKS = {
     "a name that is no group": ({"stm": torch.ones(8).bool()}, r"no group named 'stm'[\s\S]*stem"),
     "a name that is no string": ({3: torch.ones(8).bool()}, "no group named 3"),
     "too short": ({"stem": torch.ones(7).bool()}, r"'stem' must have shape \(8,\)[\s\S]*\(7,\)"),
-    "two axes": ({"stem": torch.ones(8, 1).bool()}, r"'stem' must have shape \(8,\)[\s\S]*\(8, 1\)"),
+    "two axes": (
+        {"stem": torch.ones(8, 1).bool()},
+        r"'stem' must have shape \(8,\)[\s\S]*\(8, 1\)",
+    ),
     "numbers": ({"stem": torch.ones(8)}, r"must be a bool tensor[\s\S]*torch.float32[\s\S]*> 0"),
     "a list": ({"stem": [True] * 8}, r"must be a bool tensor[\s\S]*list"),
     "nothing kept": ({"stem": torch.zeros(8).bool()}, "'stem' keeps nothing"),
@@ -260,7 +266,10 @@ def test_masks_that_are_no_mapping_are_refused() -> None:
 )
 def test_bad_soft_gates_are_refused(vector: Any) -> None:
     gated = auto_gate(Residual(), image())
-    with pytest.raises(GateError, match=r"gate vector must have shape \(14,\)"), gated.soft_gates(vector):
+    with (
+        pytest.raises(GateError, match=r"gate vector must have shape \(14,\)"),
+        gated.soft_gates(vector),
+    ):
         pass
     assert gated.get_submodule("fxprune_gates").soft is None
 

@@ -6,6 +6,7 @@ A reshape moves no element, so whatever is kept, the kept elements before and af
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -26,7 +27,9 @@ def resolve(space: IdSpace) -> Resolution:
     return space.resolve(np.ones(len(space), dtype=bool))
 
 
-def kept(resolution: Resolution, keep: np.ndarray, ids: TensorIds, shape: tuple[int, ...]) -> np.ndarray:
+def kept(
+    resolution: Resolution, keep: np.ndarray, ids: TensorIds, shape: tuple[int, ...]
+) -> np.ndarray:
     """Return which elements of a tensor are kept, materialised, shape `shape`."""
     full = np.append(keep, True)
     box = np.ones(shape, dtype=bool)
@@ -97,7 +100,7 @@ def check_chain(seed: int, *, fixed: bool) -> None:
     for _ in range(rng.randint(1, 3)):
         new = ordered_factors(total, rng)
         steps.append((reshape_ids(space, steps[-1][0], steps[-1][1], new, "view"), new))
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert [None if a is None else len(a) for a in after[0]] == [
             None if a is None else width for a, width in zip(after[0], after[1], strict=True)
         ]
@@ -126,7 +129,9 @@ def test_merging_then_splitting_again_gives_the_axes_back(seed: int) -> None:
     flat = reshape_ids(space, ids, shape, (math.prod(shape),), "flatten")
     back = reshape_ids(space, flat, (math.prod(shape),), shape, "unflatten")
     resolution = assert_same_elements(space, (ids, shape), (back, shape))
-    assert resolution.n_units == sum(w for w, axis in zip(shape, ids, strict=True) if axis is not None)
+    assert resolution.n_units == sum(
+        w for w, axis in zip(shape, ids, strict=True) if axis is not None
+    )
     for one, other in zip(ids, back, strict=True):
         if one is None or len(one) == 1:
             continue
@@ -195,7 +200,9 @@ def test_a_shuffle_ties_across_its_groups() -> None:
     resolution = resolve(space)
     assert resolution.n_units == 3
     assert merged[1] is not None
-    assert resolution.units[merged[1], 0].tolist() == np.repeat(resolution.units[a[:3], 0], 2).tolist()
+    assert (
+        resolution.units[merged[1], 0].tolist() == np.repeat(resolution.units[a[:3], 0], 2).tolist()
+    )
 
 
 def test_one_channel_spread_over_a_block_stays() -> None:

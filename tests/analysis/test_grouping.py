@@ -6,7 +6,17 @@ import pytest
 import torch
 from gate_checks import assert_partition
 from random_nets import random_net
-from small_nets import AuxHead, Concat, Depthwise, Grouped, LayerNormMlp, Residual, Shuffle, image, rows
+from small_nets import (
+    AuxHead,
+    Concat,
+    Depthwise,
+    Grouped,
+    LayerNormMlp,
+    Residual,
+    Shuffle,
+    image,
+    rows,
+)
 from torch import Tensor, nn
 
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Member

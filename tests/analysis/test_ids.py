@@ -48,7 +48,9 @@ class Relations:
         """Name the relations that a choice breaks."""
         found = [f"{a} = {b}" for a, b in self.ties if alive[a] != alive[b]]
         found += [f"{i} frozen" for i in (ALWAYS, *self.frozen) if not alive[i]]
-        found += [f"{m} = {a} and {b}" for m, a, b in self.products if alive[m] != (alive[a] & alive[b])]
+        found += [
+            f"{m} = {a} and {b}" for m, a, b in self.products if alive[m] != (alive[a] & alive[b])
+        ]
         return found
 
 
@@ -61,7 +63,9 @@ def choices(resolution: Resolution, seed: int = 0) -> list[np.ndarray]:
     """Return all ways to keep units when there are few, some of them otherwise."""
     n = resolution.n_units
     if n <= 6:
-        return [np.array([bool(bits >> i & 1) for i in range(n)], dtype=bool) for bits in range(1 << n)]
+        return [
+            np.array([bool(bits >> i & 1) for i in range(n)], dtype=bool) for bits in range(1 << n)
+        ]
     generator = np.random.default_rng(seed)
     return [generator.random(n) < 0.5 for _ in range(60)]
 
@@ -156,7 +160,10 @@ def test_a_tie_to_id_0_freezes_with_a_reason() -> None:
     space.unify(b, ids(ALWAYS, *b[1:]), "add")
     resolution = resolve(space)
     assert [units(resolution, i) for i in a] == [frozenset()] * 3
-    assert set(resolution.reasons.values()) == {"it is added to the input", "tied to a fixed size by add"}
+    assert set(resolution.reasons.values()) == {
+        "it is added to the input",
+        "tied to a fixed size by add",
+    }
     assert resolution.n_units == 2
     assert space.ties == []
 
@@ -288,7 +295,9 @@ def test_a_frozen_product_freezes_its_factors(through: str) -> None:
     made = space.compose(a, b, OWNER)
     whole = space.compose(made, c, OWNER)
     space.unify(made, p, "add")
-    space.freeze({"the product": made, "an atom tied to it": p, "a product of it": whole}[through], "said so")
+    space.freeze(
+        {"the product": made, "an atom tied to it": p, "a product of it": whole}[through], "said so"
+    )
     resolution = resolve(space)
     for i in (*a, *b, *made, *p):
         assert units(resolution, i) == frozenset()
@@ -383,7 +392,13 @@ def random_space(seed: int, *, zeros: bool, circles: bool) -> tuple[IdSpace, Rel
     products = [m for m, _, _ in said.products]
     for _ in range(rng.randint(0, 4)):
         anything = circles and rng.random() < 0.5
-        pool = range(1, len(space)) if anything else products if rng.random() < 0.5 else range(1, count + 1)
+        pool = (
+            range(1, len(space))
+            if anything
+            else products
+            if rng.random() < 0.5
+            else range(1, count + 1)
+        )
         x, y = rng.choices(pool, k=2)
         if rng.random() < 0.25:
             space.freeze(ids(x), "said so")
@@ -415,4 +430,8 @@ def test_even_where_products_contain_id_0(seed: int) -> None:
 def test_the_check_of_relations_can_fail() -> None:
     said = Relations(ties=[(1, 2)], frozen=[3], products=[(4, 1, 2)])
     assert said.broken(np.array([True] * 5)) == []
-    assert said.broken(np.array([True, True, False, False, True])) == ["1 = 2", "3 frozen", "4 = 1 and 2"]
+    assert said.broken(np.array([True, True, False, False, True])) == [
+        "1 = 2",
+        "3 frozen",
+        "4 = 1 and 2",
+    ]
