@@ -1,7 +1,7 @@
 """fxprune: structured pruning on torch.fx graphs.
 
-``auto_gate`` turns any model into one with gates on its prunable channels; ``compact`` cuts the closed
-ones out. The two compute the same.
+``auto_gate`` turns any model into one with gates on its prunable channels; ``compact`` cuts the
+closed ones out. The two compute the same.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -1,15 +1,15 @@
 """The budget solver: the keep-vector that keeps the best units and costs what was asked.
 
 Units leave in the order of their scores, in blocks of `round_to` channels, never the last block of
-a group. The cost falls with every block, so a binary search finds where the ranking crosses the
-budget; where one block steps over it, later and cheaper blocks of the ranking fill the gap. Cost is
-that of the whole model, prunable or not.
+a group. The cost falls with every block, so a bisection finds where the ranking crosses the budget.
+Where one block steps over it, single blocks and then pairs are moved until the cost is near enough.
+Cost is that of the whole model, prunable or not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,9 @@ __all__ = ["TOLERANCE", "Selection", "solve"]
 TOLERANCE = 0.01
 """A budget is met when the cost is within this share of it."""
 
-_FILL_TRIES = 2000
+_TRIES = 3000
+
+State = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,13 @@ def solve(
     """
     resource, target = _target(macs, params)
     check_round_to(round_to)
-    blocks = _blocks(plan, scores, round_to)
+    ladders = _Ladders(plan, scores, round_to)
     dense: int = getattr(cost_of(np.ones(plan.n_units, dtype=bool)), resource)
 
     def share(keep: Keep) -> float:
         return float(getattr(cost_of(keep), resource)) / dense
 
-    least = share(_without(plan.n_units, blocks))
+    least = share(ladders.keep(ladders.after(len(ladders.ranking))))
     if least > target * (1 + TOLERANCE):
         raise BudgetError(
             f"No keep-mask reaches {resource}={target:g}.",
@@ -119,7 +121,7 @@ def solve(
                 else "; fxprune.explain says what is not prunable"
             ),
         )
-    keep = _search(plan.n_units, blocks, share, target)
+    keep = _Search(ladders, share, target).run()
     reached = share(keep)
     met = abs(reached - target) <= TOLERANCE * target
     return Selection(resource, target, reached, met, keep, cost_of(keep))
@@ -142,22 +144,46 @@ def _target(macs: float | None, params: float | None) -> tuple[Literal["macs", "
     return name, float(value)
 
 
-def _blocks(plan: Plan, scores: Scores, round_to: int) -> list[npt.NDArray[np.int64]]:
-    """Return blocks of units in the order in which they leave.
+class _Ladders:
+    """Per group, the blocks of units in the order in which they leave; and all of them ranked.
 
-    The last block of each group is not among them.
+    A state says how many blocks each group has lost. A group loses them from the worst on, so that
+    its width stays a multiple of the block; the last block always stays.
     """
-    found: list[tuple[float, int, npt.NDArray[np.int64]]] = []
-    for number, (group, at) in enumerate(
-        zip(plan.groups, plan.group_slices().values(), strict=True)
-    ):
-        order = at.start + np.argsort(-scores[at], kind="stable")
-        step = _block_size(plan, group, round_to)
-        for start in range(step, group.size, step):
-            block = order[start : start + step]
-            found.append((float(scores[block].mean()), number, block))
-    found.sort(key=lambda item: (item[0], item[1]))
-    return [block for _, _, block in found]
+
+    def __init__(self, plan: Plan, scores: Scores, round_to: int) -> None:
+        self._n_units = plan.n_units
+        self._blocks: list[list[npt.NDArray[np.int64]]] = []
+        ranked: list[tuple[float, int]] = []
+        slices = plan.group_slices().values()
+        for number, (group, at) in enumerate(zip(plan.groups, slices, strict=True)):
+            order = at.start + np.argsort(-scores[at], kind="stable")
+            step = _block_size(plan, group, round_to)
+            starts = reversed(range(step, group.size, step))
+            blocks = [order[start : start + step] for start in starts]
+            self._blocks.append(blocks)
+            ranked += [(float(scores[block].mean()), number) for block in blocks]
+        self.ranking = [number for _, number in sorted(ranked)]
+
+    def after(self, count: int) -> State:
+        """Return the state after the first `count` blocks of the ranking have left."""
+        return np.bincount(self.ranking[:count], minlength=len(self._blocks))
+
+    def keep(self, state: State) -> Keep:
+        """Return the keep-vector of a state."""
+        keep = np.ones(self._n_units, dtype=bool)
+        for blocks, lost in zip(self._blocks, state.tolist(), strict=True):
+            for block in blocks[:lost]:
+                keep[block] = False
+        return keep
+
+    def neighbours(self, state: State, direction: int) -> Iterator[State]:
+        """Yield the states in which one group has lost one block more (1) or one less (-1)."""
+        for number, blocks in enumerate(self._blocks):
+            if 0 <= state[number] + direction <= len(blocks):
+                moved = state.copy()
+                moved[number] += direction
+                yield moved
 
 
 def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
@@ -172,57 +198,59 @@ def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
     return round_to // math.gcd(round_to, max(channels, 1))
 
 
-def _without(n_units: int, blocks: list[npt.NDArray[np.int64]]) -> Keep:
-    keep = np.ones(n_units, dtype=bool)
-    for block in blocks:
-        keep[block] = False
-    return keep
+class _Search:
+    """Looks for the state whose cost is nearest to the target, starting from the ranking."""
 
+    def __init__(self, ladders: _Ladders, share: Callable[[Keep], float], target: float) -> None:
+        self._ladders = ladders
+        self._share = share
+        self._target = target
+        self._tries = 0
+        self._best: State = ladders.after(0)
+        self._gap = math.inf
 
-def _search(
-    n_units: int, blocks: list[npt.NDArray[np.int64]], share: Callable[[Keep], float], target: float
-) -> Keep:
-    low, high = (
-        0,
-        len(blocks),
-    )  # share at `low` is at least the target; at `high + 1` it is below, or there is none
-    while low < high:
-        middle = (low + high + 1) // 2
-        if share(_without(n_units, blocks[:middle])) >= target:
-            low = middle
-        else:
-            high = middle - 1
-    keep = _without(n_units, blocks[:low])
-    best, best_gap = keep, abs(share(keep) - target)
-    if low < len(blocks):
-        beyond = _without(n_units, blocks[: low + 1])
-        gap = abs(share(beyond) - target)
-        if gap < best_gap:
-            best, best_gap = beyond, gap
-    if best_gap <= TOLERANCE * target:
-        return best
-    return _fill(keep, blocks[low:], share, target, best, best_gap)
+    def run(self) -> Keep:
+        """Return the keep-vector of the nearest state found."""
+        self._follow_ranking()
+        while not self._good_enough():
+            before = self._gap
+            state, direction = self._best, 1 if self._over(self._best) else -1
+            self._try(self._ladders.neighbours(state, direction))
+            if self._gap == before:
+                pairs = (
+                    there
+                    for here in self._ladders.neighbours(state, direction)
+                    for there in self._ladders.neighbours(here, -direction)
+                )
+                self._try(pairs)
+            if self._gap == before:
+                break
+        return self._ladders.keep(self._best)
 
+    def _over(self, state: State) -> bool:
+        return self._share(self._ladders.keep(state)) >= self._target
 
-def _fill(
-    keep: Keep,
-    rest: list[npt.NDArray[np.int64]],
-    share: Callable[[Keep], float],
-    target: float,
-    best: Keep,
-    best_gap: float,
-) -> Keep:
-    """Remove blocks further down the ranking as long as they do not step over the target."""
-    current = keep.copy()
-    for block in rest[:_FILL_TRIES]:
-        trial = current.copy()
-        trial[block] = False
-        reached = share(trial)
-        gap = abs(reached - target)
-        if gap < best_gap:
-            best, best_gap = trial, gap
-        if best_gap <= TOLERANCE * target:
-            break
-        if reached >= target:
-            current = trial
-    return best
+    def _good_enough(self) -> bool:
+        return self._gap <= TOLERANCE * self._target or self._tries >= _TRIES
+
+    def _follow_ranking(self) -> None:
+        """Find by bisection where the ranking crosses the target, and try both sides."""
+        low, high = 0, len(self._ladders.ranking)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._over(self._ladders.after(middle)):
+                low = middle
+            else:
+                high = middle - 1
+        last = len(self._ladders.ranking)
+        self._try(self._ladders.after(min(count, last)) for count in (low, low + 1))
+
+    def _try(self, states: Iterable[State]) -> None:
+        """Keep the nearest of some states; stop at the first that is near enough."""
+        for state in states:
+            self._tries += 1
+            gap = abs(self._share(self._ladders.keep(state)) - self._target)
+            if gap < self._gap:
+                self._best, self._gap = state, gap
+            if self._good_enough():
+                return
