@@ -103,12 +103,29 @@ def test_grouped() -> None:
 
 
 def test_shuffle() -> None:
-    """What is left must be two rows of equal length, and the reader sees them interleaved."""
+    """A permutation: every channel stays free, and the reader sees them interleaved."""
     gated = auto_gate(Shuffle(), image())
+    assert groups(gated) == {"make": (8, ["make.weight[0]", "read.weight[1]"])}
+    assert units(gated, "make.weight", 0) == [*range(8)]
+    assert units(gated, "read.weight", 1) == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert_partition(gated)
+
+
+class TwoRows(nn.Module):
+    """Channels seen as two rows of four that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.make(x).view(-1, 2, 4, 6, 6).sum(1))
+
+
+def test_what_is_left_of_a_split_axis_must_be_a_rectangle() -> None:
+    gated = auto_gate(TwoRows().double(), image())
     assert groups(gated) == {"make": (4, ["make.weight[0]", "read.weight[1]"])}
     assert units(gated, "make.weight", 0) == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert units(gated, "read.weight", 1) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert_partition(gated)
 
 
 def test_layer_norm() -> None:
