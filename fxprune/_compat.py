@@ -20,6 +20,7 @@ __all__ = [
     "is_pointwise",
     "is_view",
     "no_attention_fastpath",
+    "storage_key",
     "op_name",
 ]
 
@@ -29,6 +30,11 @@ DispatchMode = TorchDispatchMode
 def forget_tracer(graph: fx.Graph) -> None:
     """Make a graph not name the tracer that made it, so that unpickling it needs no fxprune."""
     graph._tracer_cls = None
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a number that tensors over the same memory share, on the meta device too."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def op_name(func: Any) -> str:

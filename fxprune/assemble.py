@@ -16,6 +16,7 @@ from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.passes.lower_channel_shuffle import LowerChannelShuffle
+from fxprune.passes.resize_literals import REWRITTEN
 from fxprune.settings import Settings
 
 __all__ = ["Ignored", "analyse", "analyse_guessing", "assemble"]
@@ -41,10 +42,14 @@ def analyse(captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str) 
     InputError
         If the model does not run on these inputs.
     """
-    plan = Analysis(captured.root, captured.graphs, unknown=unknown).run(*inputs, ignored)
+    plan = _analysis(captured, unknown).run(*inputs, ignored)
     if _lower(captured, plan):
-        plan = Analysis(captured.root, captured.graphs, unknown=unknown).run(*inputs, ignored)
+        plan = _analysis(captured, unknown).run(*inputs, ignored)
     return plan
+
+
+def _analysis(captured: Captured, unknown: str) -> Analysis:
+    return Analysis(captured.root, captured.graphs, unknown=unknown, rewritten=REWRITTEN)
 
 
 def _lower(captured: Captured, plan: Plan) -> bool:

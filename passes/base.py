@@ -311,8 +311,10 @@ def fingerprint(gm: GraphModule) -> str:
         The text of its graph and of those nested in it, the class of every submodule, and path,
         shape and dtype of every parameter and buffer. Values are not covered.
 
-    Notes ----- A tensor that is shared is listed once, under its first path, so untying two
-    parameters shows too.
+    Notes
+    -----
+    A tensor that is shared is listed once, under its first path, so untying two parameters shows
+    too.
     """
     lines: list[str] = []
     for path, module in gm.named_modules():

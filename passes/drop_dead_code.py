@@ -26,11 +26,12 @@ __all__ = ["DropDeadCode"]
 class DropDeadCode(Pass):
     """Remove unused nodes, and the submodules, parameters and buffers no node refers to.
 
-    Notes ----- Placeholders stay: they are the signature. Assertions and other effects torch knows
-    of stay; a function of your own that has an effect is registered with
-    ``torch.fx.node.has_side_effect``. Random operations that nobody reads go, so the random stream
-    of what follows may shift. A `Skip` is recorded for every unused node that has to stay because
-    of what it writes.
+    Notes
+    -----
+    Placeholders stay: they are the signature. Assertions and other effects torch knows of stay; a
+    function of your own that has an effect is registered with ``torch.fx.node.has_side_effect``.
+    Random operations that nobody reads go, so the random stream of what follows may shift. A `Skip`
+    is recorded for every unused node that has to stay because of what it writes.
 
     Examples
     --------

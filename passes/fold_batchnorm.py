@@ -73,9 +73,11 @@ class FoldBatchNorm(Pass):
     anywhere else, and their tensors are shared with nothing; otherwise a `Skip` tells why not. The
     folded layer gets a bias if it had none.
 
-    Notes ----- Only for modules in eval mode: in training mode a batch normalisation depends on the
-    batch. A linear layer in front of BatchNorm1d is folded only when the node's metadata (``val``
-    or ``tensor_meta``, as written by ``torch.fx.passes.shape_prop.ShapeProp``) says that its output
+    Notes
+    -----
+    Only for modules in eval mode: in training mode a batch normalisation depends on the batch. A
+    linear layer in front of BatchNorm1d is folded only when the node's metadata (``val`` or
+    ``tensor_meta``, as written by ``torch.fx.passes.shape_prop.ShapeProp``) says that its output
     has two dimensions: with three, BatchNorm1d normalises axis 1, which is not the axis a linear
     layer makes.
 

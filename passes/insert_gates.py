@@ -4,7 +4,7 @@ For a value ``v`` whose axis ``d`` carries units and a consumer that sums over `
 
     consumer(v)    becomes    consumer(gate(v, vector))
 
-with one gate per value and axis, shared by its consumers, right behind ``v``. Operators between
+with one gate per value and axis, shared by its consumers, right before the first. Operators between
 ``v`` and its producer (activation, BatchNorm, residual adds) stay ungated: whatever they compute at
 a removed position is multiplied by 0 before anything else can see it. A LayerNorm over a prunable
 axis takes the gates as a mask for its statistics instead.
@@ -78,16 +78,78 @@ class InsertGates(Pass):
         here = self.plan.graphs[self.mode]
         if not here.gates and not here.norms:
             return PassResult(gm, changed=False)
+        insertion = _Insertion(gm, self.plan, self.mode)
+        edits = [insertion.gate(site) for site in here.gates]
+        edits += [insertion.norm(norm) for norm in here.norms]
+        return PassResult(gm, changed=True, edits=tuple(edits))
+
+
+class _Insertion:
+    """One run of the pass over one graph."""
+
+    def __init__(self, gm: GraphModule, plan: Plan, mode: str) -> None:
+        self.gm = gm
+        self.units = plan.units
+        self.mode = mode
+        self.trace = plan.graphs[mode].trace
+        self.nodes = {node.name: node for node in gm.graph.nodes}
+        self.order = {name: i for i, name in enumerate(self.nodes)}
+        self.latest: dict[tuple[str, str], fx.Node] = {}
         if not hasattr(gm, GATES):
-            gm.add_submodule(GATES, GateVector(self.plan.n_units))
-        nodes = {node.name: node for node in gm.graph.nodes}
+            gm.add_submodule(GATES, GateVector(plan.n_units))
         first = next(node for node in gm.graph.nodes if node.op != "placeholder")
         with gm.graph.inserting_before(first):
-            vector = gm.graph.create_node("call_module", GATES, name=GATES)
-        latest: dict[tuple[str, str], fx.Node] = {}
-        edits = [self._gate(gm, nodes, vector, latest, site) for site in here.gates]
-        edits += [self._norm(gm, nodes, vector, norm) for norm in here.norms]
-        return PassResult(gm, changed=True, edits=tuple(edits))
+            self.vector = gm.graph.create_node("call_module", GATES, name=GATES)
+
+    def gate(self, site: GateSite) -> Edit:
+        """Put a gate before the first consumer, and one more after every write in between."""
+        source = self.nodes[site.source]
+        ndim = len(self.trace.values[site.source][0][0])
+        name = f"{site.source}_{site.dim}"
+        target = self._target(name)
+        self.gm.add_submodule(target, Gate(self._index(site.source, site.dim - ndim)))
+        gated: dict[tuple[fx.Node, int], fx.Node] = {}
+        for consumer in sorted(site.consumers, key=self.order.__getitem__):
+            before = self.latest.get((site.source, consumer), source)
+            key = before, self._writes_before(consumer, site.source)
+            if key not in gated:
+                with self.gm.graph.inserting_before(self.nodes[consumer]):
+                    gated[key] = self.gm.graph.create_node(
+                        "call_module", target, (before, self.vector), name=f"gate_{name}"
+                    )
+            self.nodes[consumer].replace_input_with(before, gated[key])
+            self.latest[site.source, consumer] = gated[key]
+        why = f"summed over by {', '.join(site.consumers)}"
+        return Edit(InsertGates.name, site.source, site.source, target, why)
+
+    def _writes_before(self, consumer: str, source: str) -> int:
+        """Count the nodes that wrote to a value's memory before a consumer, views included."""
+        memory, end = self.trace.storages.get(source), self.order[consumer]
+        return sum(
+            self.order[source] < self.order[writer] < end
+            for writer, place in self.trace.writers
+            if place == memory
+        )
+
+    def norm(self, norm: NormGate) -> Edit:
+        """Make a LayerNorm take its gates as a mask."""
+        node = self.nodes[norm.node]
+        target = self._target(f"{norm.node}_mask")
+        self.gm.add_submodule(target, NormMask(self._index(norm.source, norm.dim)))
+        with self.gm.graph.inserting_before(node):
+            mask = self.gm.graph.create_node(
+                "call_module", target, (self.vector,), name=f"mask_{norm.node}"
+            )
+        if node.op == "call_module":
+            path = str(node.target)
+            plain = self.gm.get_submodule(path)
+            if isinstance(plain, nn.LayerNorm) and not isinstance(plain, GatedLayerNorm):
+                self.gm.set_submodule(path, GatedLayerNorm.from_plain(plain))
+        else:
+            node.target = gated_layer_norm
+        node.kwargs = {**node.kwargs, "mask": mask}
+        why = "its statistics run over prunable channels"
+        return Edit(InsertGates.name, norm.node, "LayerNorm", "gated LayerNorm", why)
 
     def _target(self, name: str) -> str:
         """Return the path of a gate; the graphs of two modes share one gate vector but no gates."""
@@ -98,64 +160,6 @@ class InsertGates(Pass):
 
         `dim` counts from the right, so it is negative.
         """
-        axis = self.plan.graphs[self.mode].trace.values[source][0][1][dim]
-        units = np.ascontiguousarray(self.plan.units[axis].T)
+        axis = self.trace.values[source][0][1][dim]
+        units = np.ascontiguousarray(self.units[axis].T)
         return torch.from_numpy(units).reshape(*units.shape, *(1,) * (-dim - 1))
-
-    def _gate(
-        self,
-        gm: GraphModule,
-        nodes: dict[str, fx.Node],
-        vector: fx.Node,
-        latest: dict[tuple[str, str], fx.Node],
-        site: GateSite,
-    ) -> Edit:
-        source = nodes[site.source]
-        ndim = len(self.plan.graphs[self.mode].trace.values[site.source][0][0])
-        target = self._target(f"{site.source}_{site.dim}")
-        gm.add_submodule(target, Gate(self._index(site.source, site.dim - ndim)))
-        gated: dict[fx.Node, fx.Node] = {}
-        for name in site.consumers:
-            before = latest.get((site.source, name), source)
-            if before not in gated:
-                place = source if source.op != "placeholder" else vector
-                with gm.graph.inserting_after(before if before is not source else place):
-                    gated[before] = gm.graph.create_node(
-                        "call_module",
-                        target,
-                        (before, vector),
-                        name=f"gate_{site.source}_{site.dim}",
-                    )
-            nodes[name].replace_input_with(before, gated[before])
-            latest[site.source, name] = gated[before]
-        return Edit(
-            self.name,
-            site.source,
-            site.source,
-            target,
-            f"summed over by {', '.join(site.consumers)}",
-        )
-
-    def _norm(
-        self, gm: GraphModule, nodes: dict[str, fx.Node], vector: fx.Node, norm: NormGate
-    ) -> Edit:
-        node = nodes[norm.node]
-        target = self._target(f"{norm.node}_mask")
-        gm.add_submodule(target, NormMask(self._index(norm.source, norm.dim)))
-        with gm.graph.inserting_before(node):
-            mask = gm.graph.create_node("call_module", target, (vector,), name=f"mask_{norm.node}")
-        if node.op == "call_module":
-            path = str(node.target)
-            plain = gm.get_submodule(path)
-            if isinstance(plain, nn.LayerNorm) and not isinstance(plain, GatedLayerNorm):
-                gm.set_submodule(path, GatedLayerNorm.from_plain(plain))
-        else:
-            node.target = gated_layer_norm
-        node.kwargs = {**node.kwargs, "mask": mask}
-        return Edit(
-            self.name,
-            norm.node,
-            "LayerNorm",
-            "gated LayerNorm",
-            "its statistics run over prunable channels",
-        )

@@ -80,15 +80,15 @@ class LowerChannelShuffle(Pass):
 
     def _shuffle(self, last: Node) -> tuple[Node, int, int, int] | None:
         """Return (input, axis, groups, width) if `last` is the last node of a shuffle."""
-        if last.target not in _RESHAPES:
+        if last.target not in _RESHAPES or not last.args:
             return None
         swap = last.args[0]
         while isinstance(swap, Node) and swap.target in _COPIES:
             swap = swap.args[0]
-        if not isinstance(swap, Node) or swap.target not in _SWAPS:
+        if not isinstance(swap, Node) or swap.target not in _SWAPS or not swap.args:
             return None
         split = swap.args[0]
-        if not isinstance(split, Node) or split.target not in _RESHAPES:
+        if not isinstance(split, Node) or split.target not in _RESHAPES or not split.args:
             return None
         source = split.args[0]
         if not isinstance(source, Node):

@@ -33,8 +33,10 @@ class Pipeline(Pass):
     ConfigError
         If `passes` is not a tuple of `Pass` objects.
 
-    Notes ----- An error raised by a member keeps its type; a note tells which member it was and
-    what ran before it. Calling the pipeline may raise whatever its members raise.
+    Notes
+    -----
+    An error raised by a member keeps its type; a note tells which member it was and what ran before
+    it. Calling the pipeline may raise whatever its members raise.
 
     Examples
     --------

@@ -1,6 +1,4 @@
-"""Rewrite the sizes that are written in the graph.
-
-They are those of view, split, slice, pad, groups and normalized_shape.
+"""Rewrite the literal sizes of a graph: of view, split, slice, pad, groups, normalized_shape.
 
 The analysis knows the ids of every axis of every value, so a node's new sizes are the kept counts
 of its own output; nothing is inferred from the old sizes. Where a graph computes a size from a
@@ -29,7 +27,7 @@ from fxprune.analysis.plan import Plan
 from fxprune.errors import InternalError
 from fxprune.passes.base import Edit, Pass, PassResult
 
-__all__ = ["ResizeLiterals"]
+__all__ = ["REWRITTEN", "ResizeLiterals"]
 
 Sizes = list[Any]
 
@@ -121,9 +119,10 @@ class _View:
             return None
         return values[0][0][dim]
 
-    def old_argument(self, node: Node, index: int) -> Any:
-        """Return a positional argument as it was when the model ran, integers filled in."""
-        return self.trace.arguments.get(node.name, node.args)[index]
+    def old(self, node: Node, index: int, name: str) -> Any:
+        """Return an argument as it was when the model ran, integers filled in."""
+        args = self.trace.arguments.get(node.name, node.args)
+        return args[index] if index < len(args) else self.trace.keywords[node.name][name]
 
 
 def _key(node: Node) -> Any:
@@ -210,7 +209,7 @@ def _getitem(node: Node, view: _View) -> None:
     if len(source) != 1 or not any(view.cut(i) for i in source[0][1]):
         return
     shape, ids = source[0]
-    was, index = view.old_argument(node, 1), node.args[1]
+    was, index = view.old(node, 1, "index"), node.args[1]
     was_entries = list(was) if isinstance(was, tuple) else [was]
     entries = list(index) if isinstance(index, tuple) else [index]
     dim = 0
@@ -272,32 +271,39 @@ def _index_select(node: Node, view: _View) -> None:
 
 
 def _narrow(node: Node, view: _View) -> None:
-    source = view.values(node.args[0])
+    source = view.values(_get_arg(node, 0, "input"))
     if len(source) != 1:
         return
     dim = _get_arg(node, 1, "dim") % len(source[0][0])
     axis = source[0][1][dim]
     if axis is None or not view.cut(axis):
         return
-    start, length = view.old_argument(node, 2), view.old_argument(node, 3)
+    start, length = view.old(node, 2, "start"), view.old(node, 3, "length")
     first, last = _slice_bounds(axis, start, start + length, view)
-    node.args = (node.args[0], dim, first, last - first)
+    _set_arg(node, 2, "start", first)
+    _set_arg(node, 3, "length", last - first)
 
 
 def _pad(node: Node, view: _View) -> None:
-    values = view.values(node)
+    """Count padded positions by their own ids, cropped ones by those of the input."""
+    values, source = view.values(node), view.values(_get_arg(node, 0, "input"))
     if len(values) != 1:
         return
     shape, ids = values[0]
-    widths = list(_get_arg(node, 1, "pad"))
+    widths = list(view.old(node, 1, "pad"))
     for i in range(len(widths) // 2):
-        axis = ids[len(shape) - 1 - i]
-        before, after = widths[2 * i : 2 * i + 2]
-        if axis is None or not view.cut(axis) or (before, after) == (0, 0):
+        place = len(shape) - 1 - i
+        axis, before_cut = ids[place], source[0][1][place] if source else None
+        if axis is None or not view.cut(axis):
             continue
-        kept = view.plan.kept(axis, view.keep)
-        widths[2 * i] = int(kept[:before].sum()) if before > 0 else before
-        widths[2 * i + 1] = int(kept[len(kept) - after :].sum()) if after > 0 else after
+        for side in (2 * i, 2 * i + 1):
+            width, first = widths[side], side % 2 == 0
+            if width > 0:
+                kept = view.plan.kept(axis, view.keep)
+                widths[side] = int((kept[:width] if first else kept[-width:]).sum())
+            elif width < 0 and before_cut is not None:
+                kept = view.plan.kept(before_cut, view.keep)
+                widths[side] = -int((kept[:-width] if first else kept[width:]).sum())
     _set_arg(node, 1, "pad", tuple(widths))
 
 
@@ -306,10 +312,10 @@ def _layer_norm(node: Node, view: _View) -> None:
     if len(values) != 1:
         return
     shape, ids = values[0]
-    given = _get_arg(node, 1, "normalized_shape")
-    count = len(view.old_argument(node, 1) if isinstance(given, Node) else given)
-    sizes = tuple(view.count(i, n) for i, n in zip(ids[-count:], shape[-count:], strict=True))
-    _set_arg(node, 1, "normalized_shape", sizes)
+    count = len(view.old(node, 1, "normalized_shape"))
+    if any(view.cut(axis) for axis in ids[-count:]):
+        sizes = [view.count(i, n) for i, n in zip(ids[-count:], shape[-count:], strict=True)]
+        _set_arg(node, 1, "normalized_shape", tuple(sizes))
 
 
 def _groups(node: Node, view: _View) -> None:
@@ -333,6 +339,8 @@ _RULES: dict[Any, Callable[[Node, _View], None]] = {
     ("call_method", "reshape"): _sizes,
     ("call_method", "expand"): _sizes,
     ("call_function", torch.reshape): _sizes,
+    ("call_method", "broadcast_to"): _sizes,
+    ("call_function", torch.broadcast_to): _sizes,
     ("call_method", "unflatten"): _unflatten,
     ("call_function", torch.unflatten): _unflatten,
     ("call_method", "split"): _split,
@@ -356,3 +364,6 @@ _RULES: dict[Any, Callable[[Node, _View], None]] = {
     ("call_function", F.conv_transpose2d): _groups,
     ("call_function", F.conv_transpose3d): _groups,
 }
+
+REWRITTEN = frozenset(_RULES)
+"""``(op, target)`` of every node this pass resizes."""

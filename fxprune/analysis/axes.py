@@ -7,11 +7,11 @@ where the axis has nothing prunable. (Merging two axes that both carry ids makes
 
 Reshape algebra
 ---------------
-A reshape factors into blocks of neighbouring axes with equal products, ``(s1, .., sk) -> (t1, ..,
-tm)``. Inside a block the axes are merged to one (repeat and tile, or composition) and split again.
-After a split, an axis along which the ids do not vary carries none. When they vary along several,
-what remains must still be a rectangle, and the policy "same position everywhere" ties the ids along
-all but the longest of these axes.
+A reshape factors into blocks of neighbouring axes with equal products,
+``(s1, .., sk) -> (t1, .., tm)``. Inside a block the axes are merged into one (repeat and tile, or
+composition) and split again. After a split, an axis along which the ids do not vary carries none.
+When they vary along several, what remains must still be a rectangle, and the policy "same position
+everywhere" ties the ids along all but the longest of these axes.
 """
 
 from __future__ import annotations

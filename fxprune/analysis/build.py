@@ -14,6 +14,7 @@ from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
 from fxprune.analysis.interpret import GraphTrace, fetch, interpret
 from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, NormGate, Plan
+from fxprune.analysis.probe import unfit_nodes
 from fxprune.analysis.tracker import Tracker
 from fxprune.rules import Registry, registry
 
@@ -21,9 +22,7 @@ __all__ = ["Analysis", "analyse", "named_tensors"]
 
 
 class Analysis:
-    """One analysis of one model.
-
-    The pieces that later questions need (the dependency graph) stay available.
+    """One analysis of one model; `run` makes the plan.
 
     Parameters
     ----------
@@ -33,6 +32,9 @@ class Analysis:
         The captured graph of each mode.
     rules : Registry
     unknown : {"freeze", "error"}
+    rewritten : frozenset, optional
+        ``(op, target)`` of the nodes whose written sizes a pass can change. When given, every other
+        node is checked to follow its inputs' widths, and frozen if it does not.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Analysis:
         graphs: Mapping[str, fx.Graph],
         rules: Registry = registry,
         unknown: str = "freeze",
+        rewritten: frozenset[Any] | None = None,
     ) -> None:
         self.root = root
         self.graphs = graphs
         self.space = IdSpace()
+        self._rewritten = rewritten
         self._tracker = Tracker(self.space, rules, unknown)
         self._names = named_tensors(root)
 
@@ -70,9 +74,10 @@ class Analysis:
             for mode, graph in self.graphs.items()
         }
         if any(self._redirect(mode, trace) for mode, trace in traces.items()):
-            return type(self)(
-                self.root, self.graphs, self._tracker.rules, self._tracker.unknown
-            ).run(args, kwargs, ignored)
+            again = type(self)(
+                self.root, self.graphs, self._tracker.rules, self._tracker.unknown, self._rewritten
+            )
+            return again.run(args, kwargs, ignored)
         for trace in traces.values():
             for ids in trace.outputs:
                 for axis in ids:
@@ -81,6 +86,8 @@ class Analysis:
         for mode, trace in traces.items():
             self._freeze_ungatable(self.graphs[mode], trace)
         grouping = group_units(self.space, self._unused())
+        while self._rewritten is not None and self._freeze_unfit(traces, grouping):
+            grouping = group_units(self.space, self._unused())
         return self._plan(traces, grouping)
 
     # -- before resolving
@@ -133,6 +140,22 @@ class Analysis:
                     self.space.freeze(
                         axes[d], f"{name} normalises over it and is not a plain LayerNorm"
                     )
+
+    def _freeze_unfit(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> bool:
+        """Freeze the channels of nodes with a size that nobody rewrites; return whether any was."""
+        found = False
+        for mode, trace in traces.items():
+            graph = self.graphs[mode]
+            nodes = {node.name: node for node in graph.nodes}
+            rewritten = self._rewritten or frozenset()
+            for name, where in unfit_nodes(self.root, graph, trace, grouping, rewritten):
+                found = True
+                reason = f"{where} has a size written in it that fxprune does not rewrite"
+                for around in (nodes[name], *nodes[name].all_input_nodes):
+                    for _, ids in trace.values.get(around.name, ()):
+                        for axis in ids:
+                            self.space.freeze(axis, reason)
+        return found
 
     def _is_layer_norm(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -209,7 +232,7 @@ class Analysis:
 
 
 class _RunTable:
-    """Gives every distinct run of ids one number; runs without units become plain factors."""
+    """Numbers the distinct runs of ids; runs without units become plain factors."""
 
     def __init__(self, grouping: Grouping) -> None:
         self._units = grouping.resolution.units
@@ -251,7 +274,7 @@ def _parameter_term(
 
 
 def named_tensors(root: nn.Module) -> dict[int, tuple[str, str]]:
-    """Return ``id(tensor)`` of every parameter and buffer to its first name and kind."""
+    """Map ``id(tensor)`` of every parameter and buffer to its first name and kind."""
     found: dict[int, tuple[str, str]] = {}
     stores: list[tuple[str, list[tuple[str, Tensor]]]] = [
         ("parameter", list(root.named_parameters())),

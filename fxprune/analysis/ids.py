@@ -188,7 +188,7 @@ class IdSpace:
     def mark_input(self, ids: Ids | None) -> None:
         """Mark ids as the input side of a contraction.
 
-        They follow a producer, they do not make a width.
+        Such ids follow a producer and do not define a width of their own.
         """
         if ids is not None:
             self._inputs.append(ids[ids != ALWAYS])

@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fxprune._compat import no_attention_fastpath
+from fxprune._compat import no_attention_fastpath, storage_key
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.op import flat_tensors
+from fxprune.analysis.sizes import SizeBook
 from fxprune.analysis.tracker import Contraction, MacsTerm, NormSite, Tracker
-from fxprune.errors import FxpruneError, InputError
+from fxprune.errors import FxpruneError, InputError, UnsupportedOpError
 
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
 """Targets whose look-ups by number `resize_literals` can rewrite."""
@@ -41,9 +42,16 @@ class GraphTrace:
         carry ids.
     sizes : dict[str, tuple[str, int]]
         Nodes whose value is the width of one axis: the tensor's node and the axis.
-    arguments : dict[str, tuple]
-        Positional arguments of nodes that carry ids, integers as they were (tensors replaced by
-        None).
+    arguments, keywords : dict[str, Any]
+        Arguments of nodes that carry ids, integers as they were (tensors replaced by None).
+    shapes : dict[str, tuple]
+        Shape and dtype of every tensor in a node's value; `single` says whether it is one tensor.
+    plain : dict[str, Any]
+        Values of nodes without tensors.
+    storages : dict[str, int]
+        Which memory a node's (first) tensor lies in.
+    writers : list of (str, int)
+        Nodes that change a tensor in place, and which memory they write to.
     redirects : list[tuple[str, str]]
         ``(value, writer)``: `writer` changed `value` in place; later readers of `value` see what
         `writer` returned.
@@ -57,7 +65,13 @@ class GraphTrace:
 
     values: dict[str, NodeIds] = field(default_factory=dict)
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
-    arguments: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    keywords: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[tuple[tuple[int, ...], torch.dtype], ...]] = field(default_factory=dict)
+    single: dict[str, bool] = field(default_factory=dict)
+    plain: dict[str, Any] = field(default_factory=dict)
+    storages: dict[str, int] = field(default_factory=dict)
+    writers: list[tuple[str, int]] = field(default_factory=list)
     redirects: list[tuple[str, str]] = field(default_factory=list)
     outputs: list[TensorIds] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
@@ -135,6 +149,8 @@ class _Walk:
         self.env: dict[fx.Node, Any] = {}
         self.clones: dict[int, nn.Module] = {}
         self.trace = GraphTrace()
+        self.sizes = SizeBook(tracker, self.env)
+        self.trace.sizes = self.sizes.widths
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GraphTrace:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -249,7 +265,14 @@ class _Walk:
                 state[key] = [self._twin(t) for t in held]
         return clone
 
-    def _failed(self, node: fx.Node, error: Exception) -> InputError:
+    def _failed(self, node: fx.Node, error: Exception) -> FxpruneError:
+        if isinstance(error, NotImplementedError) and "meta" in str(error).lower():
+            return UnsupportedOpError(
+                "the shape of a result depends on the data, which no captured graph can follow",
+                where=describe_node(node),
+                seen=str(error).partition(".")[0],
+                hint="replace boolean indexing by torch.where or a product with the mask",
+            )
         shapes = ", ".join(
             str(tuple(t.shape))
             for source in node.all_input_nodes
@@ -265,40 +288,30 @@ class _Walk:
     def _remember(self, node: fx.Node, value: Any, mutated: list[Tensor]) -> None:
         tensors = flat_tensors(value)
         records = [self.tracker.record(t) for t in tensors]
+        trace = self.trace
         if any(axis is not None for r in records for axis in r.ids):
-            self.trace.values[node.name] = tuple((tuple(r.tensor.shape), r.ids) for r in records)
-            self.trace.arguments[node.name] = fx.map_arg(node.args, self._plain)
-        self._remember_size(node, value)
-        if node.op not in ("placeholder", "output", "get_attr"):
-            changed = {id(t) for t in mutated}
-            for source in node.all_input_nodes:
-                old = self.env[source]
-                if isinstance(old, Tensor) and old is value and id(old) in changed:
-                    self.trace.redirects.append((source.name, node.name))
+            trace.values[node.name] = tuple((tuple(r.tensor.shape), r.ids) for r in records)
+            trace.arguments[node.name] = fx.map_arg(node.args, self._plain)
+            trace.keywords[node.name] = fx.map_arg(node.kwargs, self._plain)
+        if isinstance(value, Tensor) or (tensors and isinstance(value, (list, tuple))):
+            trace.shapes[node.name] = tuple((tuple(t.shape), t.dtype) for t in tensors)
+            trace.single[node.name] = isinstance(value, Tensor)
+            trace.storages[node.name] = storage_key(tensors[0])
+        elif not tensors:
+            trace.plain[node.name] = value
+        if node.op in ("placeholder", "output", "get_attr"):
+            return
+        self.sizes.note(node, value)
+        changed = {id(t) for t in mutated}
+        trace.writers += [(node.name, storage_key(t)) for t in mutated]
+        for source in node.all_input_nodes:
+            old = self.env[source]
+            if isinstance(old, Tensor) and old is value and id(old) in changed:
+                trace.redirects.append((source.name, node.name))
 
     def _plain(self, node: fx.Node) -> Any:
         value = self.env[node]
         return None if flat_tensors(value) else value
-
-    def _remember_size(self, node: fx.Node, value: Any) -> None:
-        """Note nodes such as ``x.size(1)`` and ``x.shape[1]``."""
-        if not isinstance(value, int) or isinstance(value, bool):
-            return
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node):
-            return
-        index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if not isinstance(index, int):
-            return
-        if node.op == "call_method" and node.target == "size":
-            holder: Any = source
-        elif node.target is operator.getitem and _gives_shape(source):
-            holder = source.args[0]
-        else:
-            return
-        tensor = self.env.get(holder) if isinstance(holder, fx.Node) else None
-        if isinstance(tensor, Tensor) and tensor.dim():
-            self.trace.sizes[node.name] = (holder.name, index % tensor.dim())
 
 
 def _transparent(value: Any) -> bool:
@@ -311,12 +324,6 @@ def _transparent(value: Any) -> bool:
         return all(_transparent(getattr(value, f.name)) for f in fields(value))
     plain = (Tensor, bool, int, float, complex, str, slice, torch.dtype, torch.device, type(None))
     return isinstance(value, plain)
-
-
-def _gives_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target == "size" and len(node.args) == 1
-    return node.target is getattr and node.args[1:] == ("shape",)
 
 
 def _bind(

@@ -28,7 +28,7 @@ class TensorRecord:
     root : Tensor
         The graph-level value of which this tensor is only a re-arrangement (views, casts).
     const : Tensor, optional
-        Its real value, when that is known without data.
+        Its real value, when it is known without running on data.
     static : bool
         True when it depends on parameters and buffers only.
     from_input : bool
@@ -181,10 +181,7 @@ class Op:
             self._recorder.add_norm(record, dims)
 
     def macs(self, factor: int, *runs: AxisIds) -> None:
-        """Count multiply-accumulates.
-
-        They are `factor` times the number of kept positions of each run of ids.
-        """
+        """Count multiply-accumulates: `factor` times the product of the runs' kept counts."""
         self._recorder.add_macs(factor, tuple(r for r in runs if r is not None))
 
     def lookup(self, tensor: Tensor, dim: int, table: Ids) -> bool:

@@ -1,6 +1,4 @@
-"""The result of the analysis, as plain data.
-
-It holds groups, frozen axes, where gates go and what everything costs.
+"""The result of the analysis as plain data: groups, frozen axes, gate sites and cost terms.
 
 Nothing here refers to graph nodes or modules, only to their names, so that a plan survives deepcopy
 and pickling and fits every graph that was captured from the same model.

@@ -18,7 +18,7 @@ from fxprune._compat import DispatchMode, is_mutable, is_pointwise, is_view, op_
 from fxprune.analysis.axes import TensorIds, none_ids
 from fxprune.analysis.ids import Ids, IdSpace, Owner
 from fxprune.analysis.op import Op, TensorRecord, flat_tensors
-from fxprune.errors import UnsupportedOpError
+from fxprune.errors import FxpruneError, InternalError, UnsupportedOpError
 from fxprune.rules import Registry
 from fxprune.rules.pointwise import pointwise
 
@@ -81,7 +81,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
     def to_meta(self, real: Tensor, name: str = "", kind: str = "node") -> Tensor:
         """Return the meta twin of a real tensor.
 
-        The same tensor gives the same twin, so ties are kept.
+        The same tensor always gives the same twin, so that tied parameters stay tied.
 
         Parameters
         ----------
@@ -94,9 +94,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         if id(real) in self._meta_of:
             return self._meta_of[id(real)][1]
         twin = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
-        self._records.pop(
-            id(twin), None
-        )  # made under this very mode, it was recorded as a plain result
+        # made under this very mode, the twin was recorded as a plain result
+        self._records.pop(id(twin), None)
         self._meta_of[id(real)] = (real, twin)
         if kind != "node" and real.dtype.is_floating_point:
             self._stored[id(twin)] = (Owner(name, 0, kind), twin, real)
@@ -271,7 +270,17 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             return
         if self.opaque and is_view(func):
             self._freeze_moved(op, tensors)
-        found(op)
+        try:
+            found(op)
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise InternalError(
+                f"the rule for {name} failed: {type(error).__name__}: {error}",
+                where=self.where,
+                seen=", ".join(str(tuple(t.shape)) for t in tensors),
+                hint="this is a bug in the rule, please report it",
+            ) from error
 
     def _freeze_moved(self, op: Op, tensors: list[Tensor]) -> None:
         """Sizes written inside a function that is not torch's own cannot be rewritten."""

@@ -1,8 +1,8 @@
 """Capture: from any model to torch.fx graphs over one set of parameters.
 
-One way per file, tried in order; this module only chooses. Symbolic tracing is the first. Capture
-by ``torch.export`` and by regions join here as further entries of `_WAYS`: each takes a model and
-what is known of its inputs and returns a `Captured`, or raises `CaptureError`.
+The ways are the entries of `_WAYS`, tried in order: a graph that the user captured is taken as it
+is, any other model is traced symbolically. Each way takes a model and what is known of its inputs,
+and returns a `Captured` or raises `CaptureError`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def capture(
     Raises
     ------
     CaptureError
-        If no way works; the error of the last one.
+        If no way works; it is the error of the last one tried.
     """
     for way in _WAYS[:-1]:
         try:

@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 import traceback
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -40,6 +41,15 @@ class SymbolicTracer(fx.Tracer):
         childless = next(m.children(), None) is None and next(m.parameters(), None) is None
         code = getattr(type(m).forward, "__code__", None)
         return childless and code is not None and "training" in code.co_names
+
+    def create_arg(self, a: Any) -> Any:
+        """Keep an OrderedDict one: torch.fx would make it a plain dict."""
+        if type(a) is OrderedDict:
+            items = [
+                (key, super(SymbolicTracer, self).create_arg(value)) for key, value in a.items()
+            ]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node and note the user's line."""
@@ -98,9 +108,9 @@ def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     except Exception as error:
         raise _failure(model, error) from error
     forget_tracer(graph)
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and node.name.split("_1")[0] in concrete and not node.users:
-            graph.erase_node(node)
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name.removesuffix("_1") in concrete:
+            node.target = node.name.removesuffix("_1")  # torch.fx numbers arguments it specialised
     return graph
 
 

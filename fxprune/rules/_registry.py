@@ -51,7 +51,7 @@ class Registry:
         return decorate
 
     def find(self, name: str) -> Rule | None:
-        """Return the rule of an operator, of its out-of-place twin, or None."""
+        """Return the rule of an operator or of its out-of-place twin, or None if it has none."""
         found = self._rules.get(name) or self._rules.get(name.removesuffix("_"))
         if found is None and self._parent is not None:
             return self._parent.find(name)

@@ -81,7 +81,7 @@ def dot(op: Op) -> None:
 
 @rule("aten::linear")
 def linear(op: Op) -> None:
-    """Linear layer kept whole: ``x (.., k)`` against ``w (o, k)``."""
+    """Linear layer that was not decomposed: ``x (.., k)`` times ``w (o, k)`` transposed."""
     x, weight = op.args[:2]
     bias = op.arg(2, "bias")
     op.contract_pair(x, x.dim() - 1, weight, 1)

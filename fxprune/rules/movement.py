@@ -49,7 +49,6 @@ def _dim(dim: int, ndim: int) -> int:
     "aten::lift_fresh_copy",
     "aten::_to_copy",
     "aten::to",
-    "aten::view_as_real_copy",
     "aten::positive",
 )
 def copy(op: Op) -> None:

@@ -62,7 +62,7 @@ def pointwise(op: Op) -> None:
     "aten::uniform",
 )
 def same(op: Op) -> None:
-    """Operators whose results have the shape, and so the ids, of their first argument."""
+    """Pass the ids of the first argument to every result of its shape."""
     x = op.args[0]
     for out in flat_tensors(op.out):
         if out.shape == x.shape:
@@ -73,7 +73,7 @@ def same(op: Op) -> None:
 def new(op: Op) -> None:
     """Make a new tensor of a given size.
 
-    Its positions may be dropped freely, axis 0 (the batch) aside.
+    Its positions may be dropped freely, except along axis 0 (the batch).
     """
     op.set(tuple(op.fresh(n) if d and n > 1 else None for d, n in enumerate(op.shape())))
 

@@ -125,8 +125,9 @@ def resample(op: Op) -> None:
     """Pooling, resampling and mirror padding: work inside each channel on the trailing axes."""
     x: Tensor = op.args[0]
     spatial = _SPATIAL[op.name]
-    for other in op.tensors():
-        op.freeze(op.ids(other)[-spatial:], f"{op.where} works on it as on pixels")
+    op.freeze(op.ids(x)[-spatial:], f"{op.where} works on it as on pixels")
+    for other in op.tensors()[1:]:
+        op.freeze(op.ids(other), f"{op.where} reads it as places, not as channels")
     ids: tuple[AxisIds, ...] = (*op.ids(x)[:-spatial], *(None,) * spatial)
     for out in flat_tensors(op.out):
         op.set(ids, out, moved=x)  # a channel of zeros stays one: gating before is gating after

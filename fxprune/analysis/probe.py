@@ -1,0 +1,166 @@
+"""Check, node by node and on meta tensors, that a pruned graph has the shapes the plan says.
+
+A size may be written where no pass rewrites it: in a module's attribute, in an unusual spelling, in
+a function of the user's own. Every node is run once on inputs of the widths that a probe mask
+keeps. A node that fails, or whose result has another shape than its ids say, has such a size in it,
+and the channels it reads and makes are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.grouping import Grouping
+from fxprune.analysis.ids import Ids
+from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, fetch
+
+__all__ = ["unfit_nodes"]
+
+
+def unfit_nodes(
+    root: nn.Module,
+    graph: fx.Graph,
+    trace: GraphTrace,
+    grouping: Grouping,
+    rewritten: frozenset[Any],
+) -> list[tuple[str, str]]:
+    """Return the nodes whose shapes do not follow when channels are cut.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Holds the modules the graph calls.
+    graph : fx.Graph
+    trace : GraphTrace
+        What the analysis saw of this graph.
+    grouping : Grouping
+    rewritten : frozenset
+        ``(op, target)`` of the nodes that a pass resizes; these are trusted.
+
+    Returns
+    -------
+    list of (str, str)
+        Name of each node, and how to name it to the user.
+    """
+    return _Probe(root, trace, grouping, rewritten).run(graph)
+
+
+class _Probe:
+    def __init__(
+        self, root: nn.Module, trace: GraphTrace, grouping: Grouping, rewritten: frozenset[Any]
+    ) -> None:
+        self.root = root
+        self.trace = trace
+        self.rewritten = rewritten
+        self.units = grouping.resolution.units
+        self.keep = _probe_mask(grouping)
+        self.env: dict[fx.Node, Any] = {}
+
+    def run(self, graph: fx.Graph) -> list[tuple[str, str]]:
+        found = []
+        with torch.no_grad():
+            for node in graph.nodes:
+                if node.op != "output" and not self._step(node):
+                    found.append((node.name, describe_node(node)))
+        return found
+
+    def _step(self, node: fx.Node) -> bool:
+        """Give the node a value; return whether it has the shapes it must have."""
+        expected = self._expected(node)
+        if not self._touched(node):
+            if expected is not None:
+                self.env[node] = expected
+                return True
+        elif self._trusted(node) and expected is not None:
+            self.env[node] = expected
+            return True
+        try:
+            value = self._execute(node)
+        except Exception:  # noqa: BLE001  # that it fails is the answer
+            self.env[node] = expected
+            return not self._touched(node)
+        self.env[node] = value
+        fits = expected is None or _shapes(value) == _shapes(expected)
+        if not fits:
+            self.env[node] = expected
+        return fits
+
+    def _touched(self, node: fx.Node) -> bool:
+        return any(self._cut(n.name) for n in (node, *node.all_input_nodes))
+
+    def _cut(self, name: str) -> bool:
+        values = self.trace.values.get(name, ())
+        return any(
+            axis is not None and self._count(axis) < len(axis) for _, ids in values for axis in ids
+        )
+
+    def _count(self, axis: Ids) -> int:
+        return int(self.keep[self.units[axis]].all(axis=-1).sum())
+
+    def _trusted(self, node: fx.Node) -> bool:
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        if node.op == "call_module":
+            return isinstance(fetch(self.root, str(node.target)), RESIZABLE)
+        return (node.op, node.target) in self.rewritten
+
+    def _expected(self, node: fx.Node) -> Any:
+        """Return tensors of the kept shapes; None for a node whose value is something else."""
+        shapes = self.trace.shapes.get(node.name)
+        if shapes is None:
+            return None
+        values = self.trace.values.get(node.name)
+        made = []
+        for place, (shape, dtype) in enumerate(shapes):
+            ids = values[place][1] if values else (None,) * len(shape)
+            kept = [
+                n if axis is None else self._count(axis) for n, axis in zip(shape, ids, strict=True)
+            ]
+            made.append(torch.empty(kept, dtype=dtype, device="meta"))
+        return made[0] if self.trace.single[node.name] else tuple(made)
+
+    def _execute(self, node: fx.Node) -> Any:
+        if node.name in self.trace.sizes:
+            return self._width(node)
+        if node.op in ("placeholder", "get_attr"):
+            return self.trace.plain.get(node.name)
+        args = fx.map_arg(node.args, self.env.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, self.env.__getitem__)
+        if node.op == "call_module":
+            module = fetch(self.root, str(node.target))
+            if next(module.parameters(), None) is not None:
+                return self._expected(node)
+            return module(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        target: Any = node.target
+        return target(*args, **kwargs)
+
+    def _width(self, node: fx.Node) -> int:
+        """Return a width: the number it had where its axis is cut, see `resize_literals`."""
+        value: int = self.trace.plain[node.name]
+        return value
+
+
+def _probe_mask(grouping: Grouping) -> Ids:
+    """Return a mask that keeps about two thirds of every group, and not the first ones only."""
+    keep = [np.ones(0, dtype=bool)]
+    for group in grouping.groups:
+        mine = np.arange(group.size) % 3 != 1
+        keep.append(mine)
+    return np.append(np.concatenate(keep), True)
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    if isinstance(value, Tensor):
+        return [tuple(value.shape)]
+    if isinstance(value, (list, tuple)):
+        return [shape for item in value for shape in _shapes(item)]
+    if isinstance(value, Mapping):
+        return [shape for item in value.values() for shape in _shapes(item)]
+    return []
