@@ -396,7 +396,6 @@ NO_ROW = {
     ),
     "aten::cudnn_batch_norm": "needs a GPU of NVIDIA's",
     "aten::masked_select": "the shape of its result depends on data, which the analysis does not have",
-    "aten::view_as_real_copy": "the rule is wrong, see spelling_samples.py",
 }
 
 SAMPLES = [*CONVOLUTIONS, *PRODUCTS, *NORMS, *MOVEMENT, *ELEMENTWISE, *REDUCTIONS, *POOLING]

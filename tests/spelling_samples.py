@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sample_nets import Sample, module, weights
 from torch import nn
 
-__all__ = ["BROKEN", "SPELLINGS"]
+__all__ = ["SPELLINGS"]
 
 way = partial(Sample, "")
 layer = partial(module, keys="")
@@ -333,31 +333,3 @@ SPELLINGS = {
         )
     ),
 }
-
-_LITERAL = "a size written in the graph is not rewritten: compact() gives a graph that does not run"
-_VIEW = "a write through a view: the gate reads the value before it"
-BROKEN: dict[str, str] = {
-    **dict.fromkeys(
-        """unsafe_chunk|unsafe_split method|broadcast_to|torch.broadcast_to|nn.Unflatten|nn.Unflatten of a split
-        |ConstantPad3d|ZeroPad3d|pad by less|as_strided literal|torch.as_strided|narrow kw|tensor_split list
-        |tensor_split method|hsplit|repeat_interleave|torch.repeat_interleave|new_zeros lit|new_zeros size1|aten view
-        |aten split|aten slice|aten expand|aten pad|aten conv|torch.convolution""".replace(
-            "\n        ", ""
-        ).split("|"),
-        _LITERAL,
-    ),
-    **dict.fromkeys(
-        (
-            f"in place: {how}"
-            for how in """view slice|view flat|flat relu|chunk|unsqueeze|a view made before|detach|copy slice
-            |fill slice""".replace("\n            ", "").split("|")
-        ),
-        _VIEW,
-    ),
-    "view_as_real_copy": "its rule forgets the new axis; the user is told that the inputs are wrong",
-    "view kw": "the input given by name is not found",
-    "numel": "the number of elements shrinks with the channels",
-    "grid of sampling points": "the grid's own axes are pruned",
-    "given random samples": "their channels are not tied to those of the input",
-}
-"""Spellings that are wrong today, and how; each must go."""

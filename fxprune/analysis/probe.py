@@ -21,6 +21,8 @@ from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, fet
 
 __all__ = ["unfit_nodes"]
 
+_PROBES = 2  # one mask may fit by chance: halves of equal width, say
+
 
 def unfit_nodes(
     root: nn.Module,
@@ -47,18 +49,27 @@ def unfit_nodes(
     list of (str, str)
         Name of each node, and how to name it to the user.
     """
-    return _Probe(root, trace, grouping, rewritten).run(graph)
+    found: dict[str, str] = {}
+    for seed in range(_PROBES):
+        probe = _Probe(root, trace, grouping, rewritten, _probe_mask(grouping, seed))
+        found.update(probe.run(graph))
+    return list(found.items())
 
 
 class _Probe:
     def __init__(
-        self, root: nn.Module, trace: GraphTrace, grouping: Grouping, rewritten: frozenset[Any]
+        self,
+        root: nn.Module,
+        trace: GraphTrace,
+        grouping: Grouping,
+        rewritten: frozenset[Any],
+        keep: Ids,
     ) -> None:
         self.root = root
         self.trace = trace
         self.rewritten = rewritten
         self.units = grouping.resolution.units
-        self.keep = _probe_mask(grouping)
+        self.keep = keep
         self.env: dict[fx.Node, Any] = {}
 
     def run(self, graph: fx.Graph) -> list[tuple[str, str]]:
@@ -147,13 +158,15 @@ class _Probe:
         return value
 
 
-def _probe_mask(grouping: Grouping) -> Ids:
-    """Return a mask that keeps about two thirds of every group, and not the first ones only."""
-    keep = [np.ones(0, dtype=bool)]
+def _probe_mask(grouping: Grouping, seed: int) -> Ids:
+    """Return a random mask that keeps about two thirds of the units, at least one of each group."""
+    rng = np.random.default_rng(seed)
+    keep = []
     for group in grouping.groups:
-        mine = np.arange(group.size) % 3 != 1
+        mine = rng.random(group.size) < 2 / 3
+        mine[rng.integers(group.size)] = True
         keep.append(mine)
-    return np.append(np.concatenate(keep), True)
+    return np.concatenate([*keep, [True]])
 
 
 def _shapes(value: Any) -> list[tuple[int, ...]]:

@@ -12,25 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.tracker import Tracker
 
 __all__ = ["SizeBook"]
-
-_FITTED = (
-    operator.getitem,
-    "view",
-    "reshape",
-    "expand",
-    torch.reshape,
-    torch.broadcast_to,
-    F.layer_norm,
-    F.interpolate,
-)
-"""Targets that take a whole shape and are rewritten, or read only its pixels."""
 
 _NOT_A_SIZE = ("dim", "ndimension", "get_device", "element_size", getattr)
 
@@ -59,9 +46,6 @@ class SizeBook:
 
     def note(self, node: fx.Node, value: Any) -> None:
         """Note a node that was just executed."""
-        for source in node.all_input_nodes:
-            if source in self._shapes and node.target not in _FITTED:
-                self._freeze(*self._shapes[source], "computes with its width")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             self._number(node)
         elif isinstance(value, torch.Size):
@@ -96,6 +80,8 @@ class SizeBook:
                 self._freeze(holder, dims, "computes with its width")
         elif node.target not in _NOT_A_SIZE:
             for given in node.all_input_nodes:
+                if given in self._shapes:
+                    self._freeze(*self._shapes[given], "computes with its width")
                 for tensor in flat_tensors(self._env[given]):
                     ids = self._tracker.record(tensor).ids
                     for axis in ids:

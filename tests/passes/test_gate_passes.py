@@ -80,17 +80,7 @@ NETS: dict[str, Callable[[], Captured]] = {
 }
 
 
-def nets(**broken: str) -> pytest.MarkDecorator:
-    """Run a test on every net; `broken` names those that fail today, and why."""
-    return pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(name, marks=pytest.mark.xfail(reason=broken[name]))
-            if name in broken
-            else name
-            for name in NETS
-        ],
-    )
+every_net = pytest.mark.parametrize("name", NETS)
 
 
 def some(plan: Plan, share: float = 0.5) -> Keep:
@@ -116,7 +106,7 @@ def smaller(net: Captured, share: float = 0.5) -> Keep:
 # -- insert and remove -----------------------------------------------------------------------------------------
 
 
-@nets()
+@every_net
 def test_inserting_then_removing_gives_the_same_graph(name: str) -> None:
     net = NETS[name]()
     before, expected = fingerprint(net.gm), run(net.gm, net.x)
@@ -132,7 +122,7 @@ def test_inserting_then_removing_gives_the_same_graph(name: str) -> None:
     assert_close(run(net.gm, net.x), expected)
 
 
-@nets()
+@every_net
 def test_removing_twice_changes_nothing_more(name: str) -> None:
     net = NETS[name]()
     InsertGates(net.plan)(net.gm)
@@ -232,7 +222,7 @@ def test_a_layer_norm_becomes_gated_and_plain_again() -> None:
 # -- slice and resize ------------------------------------------------------------------------------------------
 
 
-@nets(random_704="widths of a pad shrink again")
+@every_net
 def test_slicing_and_resizing_twice_changes_nothing_more(name: str) -> None:
     net = NETS[name]()
     keep = some(net.plan)
@@ -245,7 +235,7 @@ def test_slicing_and_resizing_twice_changes_nothing_more(name: str) -> None:
         assert fingerprint(net.gm) == before
 
 
-@nets(random_700="the shape of a layer norm becomes a literal")
+@every_net
 def test_keeping_everything_changes_nothing(name: str) -> None:
     net = NETS[name]()
     before, expected = fingerprint(net.gm), run(net.gm, net.x)
@@ -256,7 +246,7 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
     assert_close(run(net.gm, net.x), expected)
 
 
-@nets()
+@every_net
 def test_a_sliced_net_computes_what_the_gated_one_does(name: str) -> None:
     net, twin = NETS[name](), NETS[name]()
     twin.gm.load_state_dict(net.gm.state_dict())

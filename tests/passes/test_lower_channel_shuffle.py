@@ -56,8 +56,12 @@ def test_a_shuffle_becomes_one_look_up(spelling: str) -> None:
     gm, changed = lowered(net)
     assert changed
     assert torch.equal(gm(IMAGE), net(IMAGE))
-    assert [n.target for n in gm.graph.nodes if n.op == "call_function"].count(torch.index_select) == 1
-    assert not [n for n in gm.graph.nodes if n.target in ("view", "transpose", "permute", "reshape")]
+    assert [n.target for n in gm.graph.nodes if n.op == "call_function"].count(
+        torch.index_select
+    ) == 1
+    assert not [
+        n for n in gm.graph.nodes if n.target in ("view", "transpose", "permute", "reshape")
+    ]
 
 
 @pytest.mark.parametrize("spelling", ["spatial", "mixed", "back"])

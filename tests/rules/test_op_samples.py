@@ -21,7 +21,7 @@ from gate_checks import (
 )
 from op_samples import NO_ROW, POINTWISE, SAMPLES
 from sample_nets import Sample, SampleNet
-from spelling_samples import BROKEN, SPELLINGS
+from spelling_samples import SPELLINGS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -130,13 +130,7 @@ def test_nothing_that_is_excused_runs_in_any_row() -> None:
     assert ran & set(NO_ROW) == set()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=BROKEN[name])) if name in BROKEN else name
-        for name in SPELLINGS
-    ],
-)
+@pytest.mark.parametrize("name", SPELLINGS)
 def test_spelling(name: str) -> None:
     """Another way to write a known operator: pruned or frozen, but never wrong."""
     check(SPELLINGS[name])
