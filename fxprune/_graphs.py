@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx
 
 __all__ = ["Record", "graph_from_records", "graph_to_records"]
@@ -34,7 +35,7 @@ def graph_to_records(graph: fx.Graph) -> list[Record]:
         meta = {k: v for k, v in node.meta.items() if k == "fxprune_source"}
         args = fx.map_arg(node.args, _ref)
         kwargs = fx.map_arg(node.kwargs, _ref)
-        records.append((node.name, node.op, node.target, args, dict(kwargs), meta))
+        records.append((node.name, node.op, _pack(node.target), args, dict(kwargs), meta))
     return records
 
 
@@ -44,11 +45,29 @@ def graph_from_records(records: Sequence[Record]) -> fx.Graph:
     nodes: dict[str, fx.Node] = {}
     for name, op, target, args, kwargs, meta in records:
         node = graph.create_node(
-            op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name
+            op, _unpack(target), _resolve(args, nodes), _resolve(kwargs, nodes), name=name
         )
         node.meta.update(meta)
         nodes[name] = node
     return graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Functional:
+    """Stands for a function of torch.nn.functional that has no importable name of its own."""
+
+    name: str
+
+
+def _pack(target: Any) -> Any:
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        found = [name for name, value in vars(F).items() if value is target]
+        return _Functional(found[0]) if found else target
+    return target
+
+
+def _unpack(target: Any) -> Any:
+    return getattr(F, target.name) if isinstance(target, _Functional) else target
 
 
 def _ref(node: fx.Node) -> Any:

@@ -106,6 +106,11 @@ def _check_model(model: Any) -> None:
             "The model given to auto_gate is gated already.",
             hint="call compact() on it first to prune what is left once more",
         )
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ConfigError(
+            "The model given to auto_gate has forward hooks of its own, which capture cannot see.",
+            hint="remove them, or give nn.Sequential(model): hooks of inner modules are captured",
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ConfigError(
@@ -134,8 +139,11 @@ def _ignored(model: nn.Module, ignore: Sequence[Ignore] | Ignore) -> Callable[[s
     entries = list(ignore) if isinstance(ignore, (Sequence, set, frozenset)) else [ignore]
     if isinstance(ignore, single):
         entries = [ignore]
-    modules = dict(model.named_modules())
-    names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    names = [n for n, _ in tensors]
+    first = {id(t): n for n, t in reversed(tensors)}  # tied tensors go by their first name
+    canonical = {n: first[id(t)] for n, t in tensors}
     hit: set[str] = set()
     for entry in entries:
         found = [n for n in names if _matches(n, entry, modules)]
@@ -146,7 +154,7 @@ def _ignored(model: nn.Module, ignore: Sequence[Ignore] | Ignore) -> Callable[[s
                 hint="use a name from model.named_modules(), a compiled pattern, a module type "
                 "or a module of the model",
             )
-        hit.update(found)
+        hit.update(canonical[n] for n in found)
     return lambda name: "the caller asked to ignore it" if name in hit else None
 
 

@@ -45,10 +45,13 @@ class GateVector(nn.Module):
         self.is_open = True
 
     def forward(self) -> Tensor | None:
-        """Return the vector, shape (n_units + 1,), or None while all gates are open."""
+        """Return the vector, shape (n_units + 1,), or None while all gates are open.
+
+        Hard gates come as bool: a closed gate then gives 0 even where the value is inf or NaN.
+        """
         if self.soft is not None:
             return torch.cat([self.soft, self.soft.new_ones(1)])
-        return None if self.is_open else self.value
+        return None if self.is_open else self.value > 0.5
 
     def set_hard(self, keep: Tensor) -> None:
         """Set hard gates from a bool tensor of shape (n_units,)."""
@@ -88,7 +91,9 @@ class _Lookup(nn.Module):
     def values(self, vector: Tensor) -> Tensor:
         """Return the gates of the axis, shape (width, 1, ..)."""
         found = vector[self.index]
-        return found[0] if len(found) == 1 else found.prod(0)
+        if len(found) == 1:
+            return found[0]
+        return found.all(0) if found.dtype is torch.bool else found.prod(0)
 
     def extra_repr(self) -> str:
         return f"width={self.index.shape[1]}"
@@ -99,7 +104,10 @@ class Gate(_Lookup):
 
     def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
         """Return ``x * vector[index]``, or `x` itself while all gates are open."""
-        return x if vector is None else x * self.values(vector).to(x.dtype)
+        if vector is None:
+            return x
+        gates = self.values(vector)
+        return torch.where(gates, x, 0) if gates.dtype is torch.bool else x * gates.to(x.dtype)
 
 
 class NormMask(_Lookup):
@@ -139,6 +147,7 @@ def gated_layer_norm(
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
     dims = tuple(range(-len(normalized_shape), 0))
     high = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    high = torch.where(mask, high, 0) if mask.dtype is torch.bool else high
     m = mask.to(high.dtype).expand(normalized_shape)
     total = m.sum()
     centred = high - (high * m).sum(dims, keepdim=True) / total

@@ -70,7 +70,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
     recipe, state = _read(path)
     args, kwargs = recipe.inputs
     inputs: Any = {**kwargs} if kwargs and not args else args
-    gated = auto_gate(model, inputs, ignore=recipe.ignored)
+    try:
+        gated = auto_gate(model, inputs, ignore=recipe.ignored)
+    except FxpruneError as error:
+        raise LoadError(f"{path} does not fit the {type(model).__name__} given: {error}") from error
     sizes = {group.name: group.size for group in gated.groups}
     saved = {name: len(mask) for name, mask in recipe.keep.items()}
     if sizes != saved:
@@ -84,10 +87,22 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
     try:
         gated.set_keep(recipe.keep)
         compact = gated.compact()
+        _check_dtypes(path, compact, state)
         compact.load_state_dict(state)
     except (FxpruneError, RuntimeError) as error:
         raise LoadError(f"{path} does not fit the {type(model).__name__} given: {error}") from error
     return compact
+
+
+def _check_dtypes(path: str | os.PathLike[str], compact: nn.Module, state: dict[str, Any]) -> None:
+    """Refuse a file of another precision: its values would be rounded in silence."""
+    for name, tensor in compact.state_dict().items():
+        if name in state and state[name].dtype != tensor.dtype:
+            raise LoadError(
+                f"{path} holds {state[name].dtype}, the model given is {tensor.dtype}.",
+                where=name,
+                hint="convert the model first, for example with model.double()",
+            )
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Recipe, dict[str, Any]]:

@@ -56,41 +56,60 @@ class ResizeLiterals(Pass):
         edits = []
         view = _View(self.plan, self.keep, self.mode)
         for node in list(gm.graph.nodes):
+            edits += self._bake(gm, node, view)
+        for node in list(gm.graph.nodes):
             rewrite = _RULES.get(_key(node))
-            if rewrite is None and node.name not in view.trace.sizes:
+            if rewrite is None:
                 continue
             before = node.format_node()
-            if rewrite is not None:
-                rewrite(node, view)
+            rewrite(node, view)
             after = node.format_node()
             if before != after:
                 edits.append(
                     Edit(self.name, node.name, str(before), str(after), "sizes are kept counts")
                 )
-            edits += self._bake(gm, node, view)
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
 
     def _bake(self, gm: GraphModule, node: Node, view: _View) -> list[Edit]:
-        """Replace the width of a pruned axis by the number it was."""
-        if node.name not in view.trace.sizes or not node.users:
-            return []
-        source, dim = view.trace.sizes[node.name]
-        old = view.old_width(source, dim)
+        """Write the width of a pruned axis, or a whole shape with such axes, as it was."""
+        old: Any
+        if node.name in view.trace.sizes:
+            source, dim = view.trace.sizes[node.name]
+            old = view.old_width(source, dim)
+        else:
+            old = self._old_shape(node, view)
         if old is None:
             return []
         for user in list(node.users):
+            if isinstance(old, tuple) and user.name in view.trace.sizes:
+                continue
+            if isinstance(old, tuple) and any(user is entry for entry in old):
+                continue
             user.args = fx.map_arg(user.args, lambda n: old if n is node else n)
             user.kwargs = fx.map_arg(user.kwargs, lambda n: old if n is node else n)
-        gm.graph.erase_node(node)
+        if not node.users:
+            gm.graph.erase_node(node)
         return [
-            Edit(
-                self.name,
-                node.name,
-                f"width of axis {dim} of {source}",
-                str(old),
-                "keeps its value",
-            )
+            Edit(self.name, node.name, "the width of a pruned axis", str(old), "keeps its value")
         ]
+
+    def _old_shape(self, node: Node, view: _View) -> tuple[Any, ...] | None:
+        """Return the entries of a shape: numbers on pruned axes, the others still computed."""
+        if node.name not in view.trace.whole_sizes:
+            return None
+        source, dims = view.trace.whole_sizes[node.name]
+        widths = [view.old_width(source, dim) for dim in dims]
+        others = [user for user in node.users if user.name not in view.trace.sizes]
+        if not others or all(width is None for width in widths):
+            return None
+        entries: list[Any] = []
+        for place, width in enumerate(widths):
+            if width is None:
+                with node.graph.inserting_after(node):
+                    entries.append(node.graph.call_function(operator.getitem, (node, place)))
+            else:
+                entries.append(width)
+        return tuple(entries)
 
 
 class _View:
@@ -147,6 +166,8 @@ def _sizes(node: Node, view: _View) -> None:
     values = view.values(node)
     if len(values) != 1 or not any(view.cut(i) for i in values[0][1]):
         return
+    if len(node.args) > 1 and isinstance(node.args[1], torch.dtype):
+        return
     shape, ids = values[0]
     keyword = next((k for k in ("shape", "size") if k in node.kwargs), None)
     given = node.kwargs[keyword] if keyword else node.args[1:]
@@ -157,11 +178,20 @@ def _sizes(node: Node, view: _View) -> None:
     entries: Sizes = [given] if isinstance(given, (Node, int)) else list(given)  # type: ignore[arg-type]
     for d, axis in enumerate(ids):
         if view.cut(axis) and entries[d] != -1:
-            entries[d] = view.count(axis, shape[d])
+            entries[d] = _fitted(node, entries[d], view.count(axis, shape[d]), shape[d], view)
     if keyword:
         node.kwargs = {**node.kwargs, keyword: tuple(entries)}
     else:
         node.args = (node.args[0], tuple(entries))
+
+
+def _fitted(node: Node, entry: Any, kept: int, full: int, view: _View) -> Any:
+    """Return a new size; one computed from several widths, the batch among them, stays computed."""
+    if not isinstance(entry, Node) or entry.name in view.trace.sizes:
+        return kept
+    with node.graph.inserting_before(node):
+        scaled = node.graph.call_function(operator.mul, (entry, kept))
+        return node.graph.call_function(operator.floordiv, (scaled, full))
 
 
 def _unpack(node: Node, size: Node, count: int) -> Sizes:
@@ -192,7 +222,7 @@ def _split(node: Node, view: _View) -> None:
     if not any(view.cut(ids[dim]) for _, ids in values):
         return
     runs = [view.count(ids[dim], shape[dim]) for shape, ids in values]
-    node.args = (node.args[0], runs)
+    node.args = (_get_arg(node, 0, "tensor", node.kwargs.get("input")), runs)
     node.kwargs = {"dim": dim}
     node.target = "split" if node.op == "call_method" else torch.split
 
@@ -240,7 +270,8 @@ def _is_new_axis(was: Any, now: Any) -> bool:
 
 def _renumbered(node: Node, dim: int, view: _View) -> Node:
     """Return a node for the numbers of a look-up among the positions that are kept."""
-    axis, owner = view.values(node.args[0])[0][1][dim], node.graph.owning_module
+    axis = view.values(_get_arg(node, 0, "input"))[0][1][dim]
+    owner = node.graph.owning_module
     if axis is None or owner is None:
         raise InternalError(f"{node.name} has no look-up to rewrite")
     table = view.trace.lookups[node.name, dim]
@@ -279,6 +310,7 @@ def _narrow(node: Node, view: _View) -> None:
     if axis is None or not view.cut(axis):
         return
     start, length = view.old(node, 2, "start"), view.old(node, 3, "length")
+    start += len(axis) if start < 0 else 0
     first, last = _slice_bounds(axis, start, start + length, view)
     _set_arg(node, 2, "start", first)
     _set_arg(node, 3, "length", last - first)
@@ -291,19 +323,13 @@ def _pad(node: Node, view: _View) -> None:
         return
     shape, ids = values[0]
     widths = list(view.old(node, 1, "pad"))
-    for i in range(len(widths) // 2):
-        place = len(shape) - 1 - i
-        axis, before_cut = ids[place], source[0][1][place] if source else None
-        if axis is None or not view.cut(axis):
-            continue
-        for side in (2 * i, 2 * i + 1):
-            width, first = widths[side], side % 2 == 0
-            if width > 0:
-                kept = view.plan.kept(axis, view.keep)
-                widths[side] = int((kept[:width] if first else kept[-width:]).sum())
-            elif width < 0 and before_cut is not None:
-                kept = view.plan.kept(before_cut, view.keep)
-                widths[side] = -int((kept[:-width] if first else kept[width:]).sum())
+    for side, width in enumerate(widths):
+        place = len(shape) - 1 - side // 2
+        axis = ids[place] if width > 0 else source[0][1][place] if source else None
+        if width and axis is not None and view.cut(axis):
+            kept = view.plan.kept(axis, view.keep)
+            ends = kept[: abs(width)] if side % 2 == 0 else kept[-abs(width) :]
+            widths[side] = int(ends.sum()) * (1 if width > 0 else -1)
     _set_arg(node, 1, "pad", tuple(widths))
 
 
@@ -312,10 +338,15 @@ def _layer_norm(node: Node, view: _View) -> None:
     if len(values) != 1:
         return
     shape, ids = values[0]
+    given = _get_arg(node, 1, "normalized_shape")
     count = len(view.old(node, 1, "normalized_shape"))
-    if any(view.cut(axis) for axis in ids[-count:]):
-        sizes = [view.count(i, n) for i, n in zip(ids[-count:], shape[-count:], strict=True)]
-        _set_arg(node, 1, "normalized_shape", tuple(sizes))
+    if not any(view.cut(axis) for axis in ids[-count:]):
+        return
+    entries = _unpack(node, given, count) if isinstance(given, Node) else list(given)
+    for place in range(-count, 0):
+        if view.cut(ids[place]):
+            entries[place] = view.count(ids[place], shape[place])
+    _set_arg(node, 1, "normalized_shape", tuple(entries))
 
 
 def _groups(node: Node, view: _View) -> None:
@@ -341,6 +372,9 @@ _RULES: dict[Any, Callable[[Node, _View], None]] = {
     ("call_function", torch.reshape): _sizes,
     ("call_method", "broadcast_to"): _sizes,
     ("call_function", torch.broadcast_to): _sizes,
+    ("call_method", "new_empty"): _sizes,
+    ("call_method", "new_zeros"): _sizes,
+    ("call_method", "new_ones"): _sizes,
     ("call_method", "unflatten"): _unflatten,
     ("call_function", torch.unflatten): _unflatten,
     ("call_method", "split"): _split,

@@ -10,6 +10,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
 from fxprune.analysis.interpret import GraphTrace, fetch, interpret
@@ -18,7 +19,7 @@ from fxprune.analysis.probe import unfit_nodes
 from fxprune.analysis.tracker import Tracker
 from fxprune.rules import Registry, registry
 
-__all__ = ["Analysis", "analyse", "named_tensors"]
+__all__ = ["Analysis", "named_tensors"]
 
 
 class Analysis:
@@ -117,6 +118,7 @@ class Analysis:
 
     def _freeze_ungatable(self, graph: fx.Graph, trace: GraphTrace) -> None:
         """Freeze ids that are summed over where no gate can stand."""
+        nodes = {node.name: node for node in graph.nodes}
         for consumer, source, ids in trace.contractions:
             values = trace.values.get(source, ())
             if len(values) != 1:
@@ -126,11 +128,11 @@ class Analysis:
                 self.space.find(self.space.atoms(axis)) for axis in values[0][1] if axis is not None
             ]
             needed = self.space.atoms(ids)
+            self._freeze_on_batch(nodes[source], values[0][1], needed)
             there = (
                 np.isin(self.space.find(needed), np.concatenate(on_axes)) if on_axes else needed < 0
             )
             self.space.freeze(needed[~there], f"{consumer} sums over it where no gate can stand")
-        nodes = {node.name: node for node in graph.nodes}
         for name, source, dims in trace.norms:
             axes = trace.values[source][0][1]
             with_ids = [d for d in dims if axes[d] is not None]
@@ -140,6 +142,14 @@ class Analysis:
                     self.space.freeze(
                         axes[d], f"{name} normalises over it and is not a plain LayerNorm"
                     )
+
+    def _freeze_on_batch(self, source: fx.Node, axes: TensorIds, needed: Ids) -> None:
+        """Freeze channels that share axis 0 with the batch: a gate there would fix its size."""
+        if source.op == "get_attr" or not axes or axes[0] is None:
+            return
+        roots = self.space.find(self.space.atoms(axes[0]))
+        mixed = needed[np.isin(self.space.find(needed), roots)]
+        self.space.freeze(mixed, f"{source.name} merges it with the batch")
 
     def _freeze_unfit(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> bool:
         """Freeze the channels of nodes with a size that nobody rewrites; return whether any was."""
@@ -284,15 +294,3 @@ def named_tensors(root: nn.Module) -> dict[int, tuple[str, str]]:
         for name, tensor in tensors:
             found.setdefault(id(tensor), (name, kind))
     return found
-
-
-def analyse(
-    root: nn.Module,
-    graphs: Mapping[str, fx.Graph],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    ignored: Callable[[str], str | None] = lambda name: None,
-) -> tuple[Analysis, Plan]:
-    """Analyse a captured model; see `Analysis`."""
-    analysis = Analysis(root, graphs)
-    return analysis, analysis.run(args, kwargs, ignored)

@@ -23,7 +23,16 @@ from fxprune.errors import FxpruneError, InputError, UnsupportedOpError
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
 """Targets whose look-ups by number `resize_literals` can rewrite."""
 
-__all__ = ["LOOKUPS", "RESIZABLE", "GraphTrace", "describe_node", "fetch", "interpret"]
+__all__ = [
+    "LOOKUPS",
+    "RESIZABLE",
+    "GraphTrace",
+    "describe_node",
+    "fetch",
+    "interpret",
+    "is_plain",
+    "is_torch",
+]
 
 RESIZABLE = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
 """Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""
@@ -42,6 +51,8 @@ class GraphTrace:
         carry ids.
     sizes : dict[str, tuple[str, int]]
         Nodes whose value is the width of one axis: the tensor's node and the axis.
+    whole_sizes : dict[str, tuple[str, tuple[int, ...]]]
+        Nodes whose value is a shape or a part of one: the tensor's node and the axes.
     arguments, keywords : dict[str, Any]
         Arguments of nodes that carry ids, integers as they were (tensors replaced by None).
     shapes : dict[str, tuple]
@@ -65,6 +76,7 @@ class GraphTrace:
 
     values: dict[str, NodeIds] = field(default_factory=dict)
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    whole_sizes: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     keywords: dict[str, Any] = field(default_factory=dict)
     shapes: dict[str, tuple[tuple[tuple[int, ...], torch.dtype], ...]] = field(default_factory=dict)
@@ -151,6 +163,7 @@ class _Walk:
         self.trace = GraphTrace()
         self.sizes = SizeBook(tracker, self.env)
         self.trace.sizes = self.sizes.widths
+        self.trace.whole_sizes = self.sizes.wholes
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GraphTrace:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -175,13 +188,12 @@ class _Walk:
     def _step(self, node: fx.Node, values: Mapping[str, Any]) -> None:
         tracker = self.tracker
         tracker.node, tracker.where = node.name, describe_node(node)
-        tracker.inputs = {
-            id(t): source.name
-            for source in node.all_input_nodes
-            for t in flat_tensors(self.env[source])
-        }
+        tracker.inputs = {}
+        for source in node.all_input_nodes:
+            for tensor in flat_tensors(self.env[source]):
+                tracker.inputs.setdefault(id(tensor), []).append(source.name)
         tracker.rewrites_lookups = node.target in LOOKUPS
-        tracker.opaque = not _is_torch(self.root, node)
+        tracker.opaque = not is_torch(self.root, node)
         tracker.mutated.clear()
         try:
             value = self._value(node, values)
@@ -207,7 +219,7 @@ class _Walk:
         if node.op == "call_module":
             module = fetch(self.root, str(node.target))
             value = self._clone(module)(*args, **kwargs)
-            self._freeze_unknown(module)
+            self._freeze_unknown(module, [args, kwargs, value])
             return value
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -217,15 +229,20 @@ class _Walk:
         self.trace.outputs = [self.tracker.record(t).ids for t in flat_tensors(args[0])]
         return args[0]
 
-    def _freeze_unknown(self, module: nn.Module) -> None:
-        """Freeze the parameters of a module whose own sizes nobody knows how to update."""
-        if not isinstance(module, RESIZABLE):
-            for tensor in module.parameters():
-                for axis in self.tracker.record(self._twin(tensor)).ids:
-                    kind = type(module).__name__
-                    self.tracker.space.freeze(
-                        axis, f"{self.tracker.where} is a {kind}, which is kept whole"
-                    )
+    def _freeze_unknown(self, module: nn.Module, around: Any) -> None:
+        """Freeze what a module keeps to itself: sizes nobody updates, or foreign code around it."""
+        kind = type(module).__name__
+        held = [self._twin(t) for t in module.parameters()]
+        if held and not is_plain(module):
+            reason = f"{self.tracker.where} is a {kind} with code that is not torch's own"
+            held += flat_tensors(around)
+        elif not isinstance(module, RESIZABLE):
+            reason = f"{self.tracker.where} is a {kind}, which is kept whole"
+        else:
+            return
+        for tensor in held:
+            for axis in self.tracker.record(tensor).ids:
+                self.tracker.space.freeze(axis, reason)
 
     def _freeze_handed_over(self, node: fx.Node) -> None:
         """Freeze what goes into an object that hides its tensors: it may come out anywhere."""
@@ -355,11 +372,20 @@ def _bind(
     return values
 
 
-def _is_torch(root: nn.Module, node: fx.Node) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a leaf module runs nothing but torch's own code."""
+    lists = getattr(module, "parametrizations", None)
+    held = [] if lists is None else [p for name, p in lists.named_modules() if name.count(".") == 1]
+    parts = [module, *held]
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return not hooked and all(type(p).__module__.partition(".")[0] == "torch" for p in parts)
+
+
+def is_torch(root: nn.Module, node: fx.Node) -> bool:
     """Return whether the code a node runs is torch's own, which takes its sizes from its inputs."""
     if node.op == "call_function":
         module = getattr(node.target, "__module__", "") or ""
         return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "")
     if node.op == "call_module":
-        return type(fetch(root, str(node.target))).__module__.partition(".")[0] == "torch"
+        return is_plain(fetch(root, str(node.target)))
     return True

@@ -221,8 +221,7 @@ class Op:
                 self.freeze(axis, f"{self.where} takes it out as a single channel")
             clean.append(None if axis is None or width == 1 or not axis.any() else axis)
         record.ids = tuple(clean)
-        if moved is not None:
-            record.root = self._recorder.record(moved).root
+        record.root = target if moved is None else self._recorder.record(moved).root
 
     def set_none(self) -> None:
         """Say that no result carries ids."""

@@ -8,6 +8,7 @@ and the channels it reads and makes are frozen.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.grouping import Grouping
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, fetch
+from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, fetch, is_torch
+from fxprune.analysis.op import flat_tensors
 
 __all__ = ["unfit_nodes"]
 
-_PROBES = 2  # one mask may fit by chance: halves of equal width, say
+_PROBES = 3  # one mask may fit by chance: halves of equal width, say
 
 
 def unfit_nodes(
@@ -90,6 +92,9 @@ class _Probe:
         elif self._trusted(node) and expected is not None:
             self.env[node] = expected
             return True
+        elif expected is not None and not is_torch(self.root, node):
+            self.env[node] = expected
+            return self._same_values(node)
         try:
             value = self._execute(node)
         except Exception:  # noqa: BLE001  # that it fails is the answer
@@ -138,6 +143,8 @@ class _Probe:
     def _execute(self, node: fx.Node) -> Any:
         if node.name in self.trace.sizes:
             return self._width(node)
+        if node.name in self.trace.whole_sizes:
+            return self.trace.plain[node.name]
         if node.op in ("placeholder", "get_attr"):
             return self.trace.plain.get(node.name)
         args = fx.map_arg(node.args, self.env.__getitem__)
@@ -152,20 +159,77 @@ class _Probe:
         target: Any = node.target
         return target(*args, **kwargs)
 
+    def _same_values(self, node: fx.Node) -> bool:
+        """Return whether foreign code computes the same for the channels that stay.
+
+        It runs on random values, at full width and cut, with the same random numbers, and a module
+        in both modes: a function that divides by its number of channels is found out here.
+        """
+        whole, cut = (fx.map_arg((node.args, node.kwargs), draw) for draw in self._draws(node))
+        modes = (False, True) if node.op == "call_module" else (False,)
+        try:
+            for training in modes:
+                full, small = self._call(node, whole, training), self._call(node, cut, training)
+                if not self._agree(node, full, small):
+                    return False
+        except Exception:  # noqa: BLE001  # that it fails is the answer
+            return False
+        return True
+
+    def _draws(self, node: fx.Node) -> tuple[Any, Any]:
+        """Return two functions from an input node to a random value: at full width, and cut."""
+        values: dict[fx.Node, Any] = {}
+        for source in node.all_input_nodes:
+            shapes = self.trace.shapes.get(source.name)
+            if shapes is None or not self.trace.single[source.name]:
+                values[source] = self.env[source], self.env[source]
+            else:
+                shape, dtype = shapes[0]
+                full = torch.rand(shape) if dtype.is_floating_point else torch.zeros(shape)
+                full = full.to(dtype)
+                values[source] = full, self._take(source.name, 0, full)
+        return (lambda n: values[n][0]), (lambda n: values[n][1])
+
+    def _take(self, name: str, place: int, tensor: Tensor) -> Tensor:
+        ids = self.trace.values[name][place][1] if name in self.trace.values else ()
+        for dim, axis in enumerate(ids):
+            if axis is not None:
+                kept = np.flatnonzero(self.keep[self.units[axis]].all(axis=-1))
+                tensor = tensor.index_select(dim, torch.from_numpy(kept))
+        return tensor
+
+    def _call(self, node: fx.Node, given: Any, training: bool) -> Any:
+        args, kwargs = copy.deepcopy(given)
+        target: Any = node.target
+        if node.op == "call_module":
+            target = copy.deepcopy(fetch(self.root, str(node.target))).cpu().train(training)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return target(*args, **kwargs)
+
+    def _agree(self, node: fx.Node, full: Any, small: Any) -> bool:
+        wholes, cuts = flat_tensors(full), flat_tensors(small)
+        return len(wholes) == len(cuts) and all(
+            torch.allclose(self._take(node.name, place, a), b, rtol=1e-4, atol=1e-6, equal_nan=True)
+            for place, (a, b) in enumerate(zip(wholes, cuts, strict=True))
+        )
+
     def _width(self, node: fx.Node) -> int:
         """Return a width: the number it had where its axis is cut, see `resize_literals`."""
         value: int = self.trace.plain[node.name]
         return value
 
 
-def _probe_mask(grouping: Grouping, seed: int) -> Ids:
-    """Return a random mask that keeps about two thirds of the units, at least one of each group."""
-    rng = np.random.default_rng(seed)
-    keep = []
-    for group in grouping.groups:
-        mine = rng.random(group.size) < 2 / 3
-        mine[rng.integers(group.size)] = True
-        keep.append(mine)
+def _probe_mask(grouping: Grouping, turn: int) -> Ids:
+    """Return a mask that keeps a quarter, half or three quarters of a group, from either end.
+
+    Neighbouring groups keep different shares: the halves of a split must not fit by chance.
+    """
+    keep = [np.ones(0, dtype=bool)]
+    for number, group in enumerate(grouping.groups):
+        count = max(1, group.size * (1 + (number + turn) % 3) // 4)
+        mine = np.arange(group.size) < count
+        keep.append(mine if turn % 2 else mine[::-1])
     return np.concatenate([*keep, [True]])
 
 

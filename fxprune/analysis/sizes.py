@@ -36,10 +36,13 @@ class SizeBook:
     ----------
     widths : dict[str, tuple[str, int]]
         Nodes whose value is the width of one axis: the tensor's node and the axis.
+    wholes : dict[str, tuple[str, tuple[int, ...]]]
+        Nodes whose value is a shape or a part of one: the tensor's node and the axes.
     """
 
     def __init__(self, tracker: Tracker, env: Mapping[fx.Node, Any]) -> None:
         self.widths: dict[str, tuple[str, int]] = {}
+        self.wholes: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._tracker = tracker
         self._env = env
         self._shapes: dict[fx.Node, tuple[fx.Node, tuple[int, ...]]] = {}
@@ -56,12 +59,16 @@ class SizeBook:
         if not isinstance(source, fx.Node):
             return
         if isinstance(self._env[source], Tensor):
-            self._shapes[node] = source, tuple(range(len(value)))
+            self._set(node, source, tuple(range(len(value))))
         elif source in self._shapes and node.target is operator.getitem:
             holder, dims = self._shapes[source]
             index: Any = fx.map_arg(node.args[1], self._env.__getitem__)
             if isinstance(index, slice):
-                self._shapes[node] = holder, dims[index]
+                self._set(node, holder, dims[index])
+
+    def _set(self, node: fx.Node, holder: fx.Node, dims: tuple[int, ...]) -> None:
+        self._shapes[node] = holder, dims
+        self.wholes[node.name] = holder.name, dims
 
     def _number(self, node: fx.Node) -> None:
         source = node.args[0] if node.args else None

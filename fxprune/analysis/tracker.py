@@ -52,8 +52,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
     ----------
     node, where : str
         The graph node being executed, and how to name it to the user; set by the interpreter.
-    inputs : dict[int, str]
-        Graph-level values that the current node reads: ``id(tensor)`` to node name.
+    inputs : dict[int, list[str]]
+        Graph-level values that the current node reads: ``id(tensor)`` to node names.
     contractions, norms, terms
         What was recorded, see the type aliases of this module.
     """
@@ -63,7 +63,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         self.space = space
         self.node = ""
         self.where = ""
-        self.inputs: dict[int, str] = {}
+        self.inputs: dict[int, list[str]] = {}
         self.opaque = False
         self.mutated: list[Tensor] = []
         self.contractions: list[Contraction] = []
@@ -139,25 +139,25 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
     # -- what rules record
     def add_contraction(self, record: TensorRecord, ids: Ids) -> None:
         """See `Op.contract`."""
-        source = self.inputs.get(id(record.root))
-        if source is None:
+        sources = self.inputs.get(id(record.root))
+        if sources is None:
             self.space.freeze(
                 ids, f"{self.where} sums over it inside one opaque module or function"
             )
         else:
-            self.contractions.append((self.node, source, ids))
+            self.contractions += [(self.node, source, ids) for source in sources]
 
     def add_norm(self, record: TensorRecord, dims: tuple[int, ...]) -> None:
         """See `Op.normalise`."""
-        source = self.inputs.get(id(record.tensor))
-        if source is None or record.root is not record.tensor:
+        sources = self.inputs.get(id(record.tensor))
+        if sources is None or record.root is not record.tensor:
             for d in dims:
                 self.space.freeze(
                     record.ids[d],
                     f"{self.where} normalises over it inside one opaque module or function",
                 )
         else:
-            self.norms.append((self.node, source, dims))
+            self.norms.append((self.node, sources[0], dims))
 
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None:
         """See `Op.macs`."""
@@ -268,6 +268,11 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         if found is None:
             self._no_rule(op, tensors)
             return
+        first = self.record(tensors[0])
+        if is_mutable(func) and len(first.ids) != first.tensor.dim():
+            op.freeze(first.ids, f"{op.where} changes the number of axes in place")
+            first.ids = none_ids(first.tensor.dim())
+            return
         if self.opaque and is_view(func):
             self._freeze_moved(op, tensors)
         try:
@@ -308,7 +313,6 @@ def _counts(name: str) -> bool:
         "aten::bmm",
         "aten::addmm",
         "aten::baddbmm",
-        "aten::mv",
     )
 
 

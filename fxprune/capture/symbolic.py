@@ -8,6 +8,7 @@ both are, over one set of parameters.
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 import sys
 import traceback
@@ -111,7 +112,22 @@ def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     for node in graph.nodes:
         if node.op == "placeholder" and node.name.removesuffix("_1") in concrete:
             node.target = node.name.removesuffix("_1")  # torch.fx numbers arguments it specialised
+    _make_checks_plain(graph)
     return graph
+
+
+def _make_checks_plain(graph: fx.Graph) -> None:
+    """Write torch.fx's check that an argument stays None as a comparison.
+
+    Its own form cannot be unpickled: tracing then fails for the rest of the process.
+    """
+    for node in list(graph.nodes):
+        if getattr(node.target, "__name__", "") == "_assert_is_none":
+            value, message = node.args
+            with graph.inserting_before(node):
+                same = graph.call_function(operator.eq, (value, None))
+                graph.call_function(torch._assert, (same, message))
+            graph.erase_node(node)
 
 
 def _defaults(model: nn.Module, given: int | None, names: frozenset[str]) -> dict[str, Any]:
