@@ -31,6 +31,8 @@ __all__ = ["REWRITTEN", "ResizeLiterals"]
 
 Sizes = list[Any]
 
+_FITTED = "fxprune_fitted"  # marks the nodes that this pass made
+
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +101,8 @@ class ResizeLiterals(Pass):
             return None
         source, dims = view.trace.whole_sizes[node.name]
         widths = [view.old_width(source, dim) for dim in dims]
-        others = [user for user in node.users if user.name not in view.trace.sizes]
+        done = {user for user in node.users if _FITTED in user.meta}
+        others = [u for u in node.users if u.name not in view.trace.sizes and u not in done]
         if not others or all(width is None for width in widths):
             return None
         entries: list[Any] = []
@@ -107,6 +110,7 @@ class ResizeLiterals(Pass):
             if width is None:
                 with node.graph.inserting_after(node):
                     entries.append(node.graph.call_function(operator.getitem, (node, place)))
+                entries[-1].meta[_FITTED] = True
             else:
                 entries.append(width)
         return tuple(entries)
@@ -171,8 +175,10 @@ def _sizes(node: Node, view: _View) -> None:
     shape, ids = values[0]
     keyword = next((k for k in ("shape", "size") if k in node.kwargs), None)
     given = node.kwargs[keyword] if keyword else node.args[1:]
-    if not keyword and len(node.args) == 2 and not isinstance(node.args[1], int):
-        given = node.args[1]
+    rest: tuple[Any, ...] = ()
+    whole = node.target == "new_full" or len(node.args) == 2
+    if not keyword and whole and not isinstance(node.args[1], int):
+        given, rest = node.args[1], node.args[2:]
         if isinstance(given, Node) and len(shape) > 1:
             given = _unpack(node, given, len(shape))
     entries: Sizes = [given] if isinstance(given, (Node, int)) else list(given)  # type: ignore[arg-type]
@@ -182,16 +188,20 @@ def _sizes(node: Node, view: _View) -> None:
     if keyword:
         node.kwargs = {**node.kwargs, keyword: tuple(entries)}
     else:
-        node.args = (node.args[0], tuple(entries))
+        node.args = (node.args[0], tuple(entries), *rest)
 
 
 def _fitted(node: Node, entry: Any, kept: int, full: int, view: _View) -> Any:
     """Return a new size; one computed from several widths, the batch among them, stays computed."""
     if not isinstance(entry, Node) or entry.name in view.trace.sizes:
         return kept
+    if _FITTED in entry.meta:
+        return entry
     with node.graph.inserting_before(node):
         scaled = node.graph.call_function(operator.mul, (entry, kept))
-        return node.graph.call_function(operator.floordiv, (scaled, full))
+        fitted = node.graph.call_function(operator.floordiv, (scaled, full))
+    fitted.meta[_FITTED] = True
+    return fitted
 
 
 def _unpack(node: Node, size: Node, count: int) -> Sizes:
@@ -375,6 +385,7 @@ _RULES: dict[Any, Callable[[Node, _View], None]] = {
     ("call_method", "new_empty"): _sizes,
     ("call_method", "new_zeros"): _sizes,
     ("call_method", "new_ones"): _sizes,
+    ("call_method", "new_full"): _sizes,
     ("call_method", "unflatten"): _unflatten,
     ("call_function", torch.unflatten): _unflatten,
     ("call_method", "split"): _split,

@@ -127,8 +127,12 @@ MOVEMENT = [
     Sample("lift_fresh", lambda net, y: y * torch.tensor(2.0)),
     Sample("_to_copy", lambda net, y: y.float().to(torch.float64)),
     Sample("lift_fresh_copy", lambda net, y: ATEN.lift_fresh_copy(y)),
-    Sample("_reshape_alias", lambda net, y: ATEN._reshape_alias(y, y.size(), y.stride())),
-    Sample("as_strided", lambda net, y: y.as_strided(y.size(), y.stride())),
+    frozen(
+        "_reshape_alias",
+        "a size written in it",
+        lambda net, y: ATEN._reshape_alias(y, y.size(), y.stride()),
+    ),
+    frozen("as_strided", "a size written in it", lambda net, y: y.as_strided(y.size(), y.stride())),
     frozen(
         "as_strided",
         "by memory position",
