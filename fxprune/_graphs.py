@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
-__all__ = ["Record", "graph_from_records", "graph_to_records"]
+__all__ = ["Record", "fetch", "graph_from_records", "graph_to_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +90,12 @@ def _resolve(value: Any, nodes: dict[str, fx.Node]) -> Any:
         )
     if isinstance(value, slice):
         return slice(*(_resolve(v, nodes) for v in (value.start, value.stop, value.step)))
+    return value
+
+
+def fetch(root: nn.Module, target: str) -> Any:
+    """Return the attribute of `root` that a dotted name leads to."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
     return value

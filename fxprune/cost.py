@@ -5,8 +5,8 @@ Exact for hard masks, differentiable for soft ones.
 Every operator's multiply-accumulates, and every parameter's size, are a constant times the product
 of the kept counts of a few axes, so the whole model's cost is a polynomial in these counts::
 
-    cost(g) = sum over terms t of  c_t * product over axes a in t of  n_a(g),     n_a(g) = sum over
-    positions p of a of  product over units u of p  g_u
+    cost(g) = sum over terms t of  c_t * product over axes a in t of  n_a(g)
+    n_a(g)  = sum over positions p of a of  product over units u of p  g_u
 
 For g in {0, 1} that is the exact cost of the compact model; for g in [0, 1], independent Bernoulli
 units give it as the expectation wherever no unit occurs twice in a term.

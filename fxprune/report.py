@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from fxprune._files import replacing
 from fxprune._tables import Style, count, file_size, html_page, percent, shape_text, table
-from fxprune.analysis.plan import GroupKind
+from fxprune.comparison import Figures, GroupWidth, LayerShapes
 from fxprune.errors import ConfigError, ExportError
 from fxprune.export import OnnxExport, export_onnx
 from fxprune.gated import GatedModule
@@ -32,68 +32,6 @@ from fxprune.modes import split_modes
 from fxprune.plot import plot_widths
 
 __all__ = ["Figures", "GroupWidth", "LayerShapes", "Report", "latency_line", "report"]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupWidth:
-    """A group's units before pruning and kept.
-
-    Attributes
-    ----------
-    name : str
-        The group.
-    kind : {"channel", "head", "head_dim", "branch"}
-        What a unit is.
-    size, kept : int
-        Units before, and kept by the masks.
-    """
-
-    name: str
-    kind: GroupKind
-    size: int
-    kept: int
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShapes:
-    """A parameter's shape before and after.
-
-    Attributes
-    ----------
-    name : str
-        Fully qualified name of the parameter.
-    kind : str
-        Type of the module that holds it.
-    before, after : tuple of int, or None
-        Shapes; None where the model has no parameter of that name.
-    """
-
-    name: str
-    kind: str
-    before: tuple[int, ...] | None
-    after: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """The figures of one model.
-
-    Attributes
-    ----------
-    macs : int
-        Multiply-accumulates of one forward, batch included.
-    params : int
-        Number of parameters.
-    file_bytes : int or None
-        Size of the ONNX file in bytes; None when the model could not be exported.
-    latency : Latency or None
-        Measured time of one run in onnxruntime; None when it was not measured.
-    """
-
-    macs: int
-    params: int
-    file_bytes: int | None
-    latency: Latency | None
 
 
 @dataclass(frozen=True, slots=True)

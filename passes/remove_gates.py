@@ -11,7 +11,7 @@ from typing import ClassVar, final
 
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxprune.errors import PostconditionError
 from fxprune.gates import Gate, GatedLayerNorm, GateVector, NormMask, gated_layer_norm
@@ -35,20 +35,14 @@ class RemoveGates(Pass):
             module = called_module(gm, node)
             if isinstance(module, Gate):
                 node.replace_all_uses_with(node.args[0])
-            elif isinstance(module, nn.LayerNorm) and "mask" in node.kwargs:
+            elif self._is_masked(node, module):
                 node.kwargs = {k: v for k, v in node.kwargs.items() if k != "mask"}
                 if isinstance(module, GatedLayerNorm):  # a shared one may be plain again already
                     gm.set_submodule(str(node.target), module.to_plain())
-                edits.append(
-                    Edit(self.name, node.name, "gated LayerNorm", "LayerNorm", "it had a mask")
-                )
-                continue
-            elif node.op == "call_function" and node.target is gated_layer_norm:
-                node.target = F.layer_norm
-                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "mask"}
-                edits.append(
-                    Edit(self.name, node.name, "gated LayerNorm", "LayerNorm", "it had a mask")
-                )
+                elif module is None:
+                    node.target = F.layer_norm
+                plain = Edit(self.name, node.name, "gated LayerNorm", "LayerNorm", "it had a mask")
+                edits.append(plain)
                 continue
             elif not isinstance(module, (NormMask, GateVector)):
                 continue
@@ -60,6 +54,12 @@ class RemoveGates(Pass):
         for owner in owners:
             gm.delete_submodule(owner)
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
+
+    @staticmethod
+    def _is_masked(node: Node, module: nn.Module | None) -> bool:
+        """Return whether a node is a LayerNorm, a module or the function, that takes a mask."""
+        norm = isinstance(module, nn.LayerNorm) or node.target is gated_layer_norm
+        return norm and "mask" in node.kwargs
 
     def ensures(self, gm: GraphModule) -> None:
         """Check that no gate is left.

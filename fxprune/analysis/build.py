@@ -10,10 +10,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune._graphs import fetch
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
-from fxprune.analysis.interpret import GraphTrace, fetch, interpret
+from fxprune.analysis.interpret import GraphTrace, interpret
 from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, NormGate, Plan
 from fxprune.analysis.probe import unfit_nodes
 from fxprune.analysis.tracker import Tracker

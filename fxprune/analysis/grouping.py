@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.ids import Ids, IdSpace, Owner, Resolution
+from fxprune.analysis.op import KERNEL
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Member
-from fxprune.rules.conv import KERNEL
 
 __all__ = ["Grouping", "group_units"]
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fxprune._compat import no_attention_fastpath, storage_key
+from fxprune._graphs import fetch
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.op import flat_tensors
@@ -106,14 +107,6 @@ def describe_node(node: fx.Node) -> str:
         inside = f" in {path}" if path else ""
     line = str(node.meta.get("fxprune_source", "")).rpartition("site-packages/")[2]
     return f"{target}{inside}" + (f" ({line})" if line else "")
-
-
-def fetch(root: nn.Module, target: str) -> Any:
-    """Return the attribute of `root` that a dotted name leads to."""
-    value: Any = root
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def interpret(

@@ -12,7 +12,10 @@ from torch import Tensor
 from fxprune.analysis.axes import AxisIds, TensorIds, none_ids
 from fxprune.analysis.ids import Ids, IdSpace, Owner
 
-__all__ = ["Op", "TensorRecord", "flat_tensors"]
+__all__ = ["KERNEL", "Op", "TensorRecord", "flat_tensors"]
+
+KERNEL = "the axis is a kernel's extent, not channels"
+"""Reason of frozen axes that are no channels at all; the user is not told of these."""
 
 
 @dataclass(slots=True)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune._graphs import fetch
 from fxprune.analysis.grouping import Grouping
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, fetch, is_torch
+from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, is_torch
 from fxprune.analysis.op import flat_tensors
 
 __all__ = ["unfit_nodes"]

@@ -30,13 +30,10 @@ class Captured:
         Holds the modules, parameters and buffers that the graphs name.
     graphs : dict[str, fx.Graph]
         By mode: ``"eval"``, and ``"train"`` where it differs.
-    how : str
-        Which way of capture succeeded.
     """
 
     root: nn.Module
     graphs: dict[str, fx.Graph]
-    how: str
 
 
 def _given(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
@@ -47,12 +44,12 @@ def _given(model: nn.Module, given: int | None, names: frozenset[str]) -> Captur
         graphs = {mode: copy.deepcopy(stage.graph) for mode, stage in modes.items()}
         root = merge_modules(modes["eval"], modes["train"])
         root.training = model.training
-        return Captured(root, graphs, "given")
-    return Captured(model, {"eval": copy.deepcopy(model.graph)}, "given")
+        return Captured(root, graphs)
+    return Captured(model, {"eval": copy.deepcopy(model.graph)})
 
 
 def _symbolic(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
-    return Captured(model, trace_modes(model, given, names), "symbolic")
+    return Captured(model, trace_modes(model, given, names))
 
 
 _WAYS: tuple[Callable[[nn.Module, int | None, frozenset[str]], Captured], ...] = (_given, _symbolic)

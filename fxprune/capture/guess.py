@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis.interpret import fetch
+from fxprune._graphs import fetch
 from fxprune.errors import InputError
 
 __all__ = ["candidate_inputs"]

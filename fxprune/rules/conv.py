@@ -26,12 +26,10 @@ from torch import Tensor
 
 from fxprune.analysis.axes import AxisIds
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.op import Op
+from fxprune.analysis.op import KERNEL, Op
 from fxprune.rules._registry import rule
 
-__all__ = ["KERNEL", "convolution"]
-
-KERNEL = "the axis is a kernel's extent, not channels"
+__all__ = ["convolution"]
 
 
 @rule("aten::convolution")
