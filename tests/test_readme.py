@@ -1,0 +1,39 @@
+"""The README's example runs as it stands and prints what it says it prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    said = re.findall(r"^print\(.*?\)  # (.*)$", code[1], re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code[1], str(README), "exec"), names)
+    assert capsys.readouterr().out.splitlines() == said
+    assert len(said) == 2
+    assert (tmp_path / "small.onnx").stat().st_size > 1_000_000
+    assert isinstance(names["half"], torch.fx.GraphModule)
+
+
+@pytest.mark.parametrize("command", ["make demo", "make test"])
+def test_the_two_commands_exist(command: str) -> None:
+    assert command in README.read_text()
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (README.parent / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
