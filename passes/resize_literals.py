@@ -22,9 +22,9 @@ from torch import fx
 from torch.fx import GraphModule, Node
 
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.interpret import NodeIds
 from fxprune.analysis.plan import Plan
 from fxprune.errors import InternalError
+from fxprune.passes._pruned_view import PrunedView, get_arg, set_arg
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["REWRITTEN", "ResizeLiterals"]
@@ -56,7 +56,7 @@ class ResizeLiterals(Pass):
     def run(self, gm: GraphModule) -> PassResult:
         """Rewrite every node with a size on a prunable axis."""
         edits = []
-        view = _View(self.plan, self.keep, self.mode)
+        view = PrunedView(self.plan, self.keep, self.mode)
         for node in list(gm.graph.nodes):
             edits += self._bake(gm, node, view)
         for node in list(gm.graph.nodes):
@@ -72,7 +72,7 @@ class ResizeLiterals(Pass):
                 )
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
 
-    def _bake(self, gm: GraphModule, node: Node, view: _View) -> list[Edit]:
+    def _bake(self, gm: GraphModule, node: Node, view: PrunedView) -> list[Edit]:
         """Write the width of a pruned axis, or a whole shape with such axes, as it was."""
         old: Any
         if node.name in view.trace.sizes:
@@ -95,7 +95,7 @@ class ResizeLiterals(Pass):
             Edit(self.name, node.name, "the width of a pruned axis", str(old), "keeps its value")
         ]
 
-    def _old_shape(self, node: Node, view: _View) -> tuple[Any, ...] | None:
+    def _old_shape(self, node: Node, view: PrunedView) -> tuple[Any, ...] | None:
         """Return the entries of a shape: numbers on pruned axes, the others still computed."""
         if node.name not in view.trace.whole_sizes:
             return None
@@ -116,56 +116,11 @@ class ResizeLiterals(Pass):
         return tuple(entries)
 
 
-class _View:
-    """The plan and the keep-vector as seen from one graph."""
-
-    def __init__(self, plan: Plan, keep: npt.NDArray[np.bool_], mode: str) -> None:
-        self.plan = plan
-        self.keep = keep
-        self.trace = plan.graphs[mode].trace
-
-    def values(self, node: Any) -> NodeIds:
-        """Return shape and ids of every tensor in a node's value."""
-        return self.trace.values.get(node.name, ()) if isinstance(node, Node) else ()
-
-    def cut(self, ids: Ids | None) -> bool:
-        """Return whether positions of an axis are removed."""
-        return ids is not None and not bool(self.plan.kept(ids, self.keep).all())
-
-    def count(self, ids: Ids | None, full: int) -> int:
-        return self.plan.width(ids, full, self.keep)
-
-    def old_width(self, name: str, dim: int) -> int | None:
-        """Return the width an axis had, if positions of it are removed."""
-        values = self.trace.values.get(name, ())
-        if len(values) != 1 or not self.cut(values[0][1][dim]):
-            return None
-        return values[0][0][dim]
-
-    def old(self, node: Node, index: int, name: str) -> Any:
-        """Return an argument as it was when the model ran, integers filled in."""
-        args = self.trace.arguments.get(node.name, node.args)
-        return args[index] if index < len(args) else self.trace.keywords[node.name][name]
-
-
 def _key(node: Node) -> Any:
     return (node.op, node.target) if node.op in ("call_method", "call_function") else None
 
 
-def _set_arg(node: Node, index: int, name: str, value: Any) -> None:
-    if name in node.kwargs:
-        node.kwargs = {**node.kwargs, name: value}
-    elif index < len(node.args):
-        node.args = (*node.args[:index], value, *node.args[index + 1 :])
-    else:
-        node.kwargs = {**node.kwargs, name: value}
-
-
-def _get_arg(node: Node, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
-
-
-def _sizes(node: Node, view: _View) -> None:
+def _sizes(node: Node, view: PrunedView) -> None:
     """view, reshape, expand: sizes as separate arguments, as one list, or as one torch.Size."""
     values = view.values(node)
     if len(values) != 1 or not any(view.cut(i) for i in values[0][1]):
@@ -191,7 +146,7 @@ def _sizes(node: Node, view: _View) -> None:
         node.args = (node.args[0], tuple(entries), *rest)
 
 
-def _fitted(node: Node, entry: Any, kept: int, full: int, view: _View) -> Any:
+def _fitted(node: Node, entry: Any, kept: int, full: int, view: PrunedView) -> Any:
     """Return a new size; one computed from several widths, the batch among them, stays computed."""
     if not isinstance(entry, Node) or entry.name in view.trace.sizes:
         return kept
@@ -209,41 +164,41 @@ def _unpack(node: Node, size: Node, count: int) -> Sizes:
         return [node.graph.call_function(operator.getitem, (size, i)) for i in range(count)]
 
 
-def _unflatten(node: Node, view: _View) -> None:
+def _unflatten(node: Node, view: PrunedView) -> None:
     values = view.values(node)
     if len(values) != 1:
         return
     shape, ids = values[0]
-    dim = _get_arg(node, 1, "dim")
-    entries = list(_get_arg(node, 2, "sizes"))
+    dim = get_arg(node, 1, "dim")
+    entries = list(get_arg(node, 2, "sizes"))
     start = dim % (len(shape) - len(entries) + 1)
     for i in range(len(entries)):
         if view.cut(ids[start + i]) and entries[i] != -1:
             entries[i] = view.count(ids[start + i], shape[start + i])
-    _set_arg(node, 2, "sizes", tuple(entries))
+    set_arg(node, 2, "sizes", tuple(entries))
 
 
-def _split(node: Node, view: _View) -> None:
+def _split(node: Node, view: PrunedView) -> None:
     """Split and chunk: the runs become a list of kept counts."""
     values = view.values(node)
     if not values:
         return
-    dim = _get_arg(node, 2, "dim", 0) % len(values[0][0])
+    dim = get_arg(node, 2, "dim", 0) % len(values[0][0])
     if not any(view.cut(ids[dim]) for _, ids in values):
         return
     runs = [view.count(ids[dim], shape[dim]) for shape, ids in values]
-    node.args = (_get_arg(node, 0, "tensor", node.kwargs.get("input")), runs)
+    node.args = (get_arg(node, 0, "tensor", node.kwargs.get("input")), runs)
     node.kwargs = {"dim": dim}
     node.target = "split" if node.op == "call_method" else torch.split
 
 
-def _slice_bounds(ids: Ids, start: Any, stop: Any, view: _View) -> tuple[int, int]:
+def _slice_bounds(ids: Ids, start: Any, stop: Any, view: PrunedView) -> tuple[int, int]:
     first, last, _ = slice(start, stop).indices(len(ids))
     kept = view.plan.kept(ids, view.keep)
     return int(kept[:first].sum()), int(kept[:last].sum())
 
 
-def _getitem(node: Node, view: _View) -> None:
+def _getitem(node: Node, view: PrunedView) -> None:
     """``x[:, a:b]``: bounds count the kept positions before them; look-ups get new numbers."""
     source = view.values(node.args[0])
     if len(source) != 1 or not any(view.cut(i) for i in source[0][1]):
@@ -278,9 +233,9 @@ def _is_new_axis(was: Any, now: Any) -> bool:
     return was is None and not isinstance(now, Node)
 
 
-def _renumbered(node: Node, dim: int, view: _View) -> Node:
+def _renumbered(node: Node, dim: int, view: PrunedView) -> Node:
     """Return a node for the numbers of a look-up among the positions that are kept."""
-    axis = view.values(_get_arg(node, 0, "input"))[0][1][dim]
+    axis = view.values(get_arg(node, 0, "input"))[0][1][dim]
     owner = node.graph.owning_module
     if axis is None or owner is None:
         raise InternalError(f"{node.name} has no look-up to rewrite")
@@ -294,7 +249,7 @@ def _renumbered(node: Node, dim: int, view: _View) -> Node:
         return node.graph.create_node("get_attr", name)
 
 
-def _select_before(node: Node, dim: int, view: _View) -> None:
+def _select_before(node: Node, dim: int, view: PrunedView) -> None:
     """Take the kept positions of a look-up before the node that did it."""
     numbers = _renumbered(node, dim, view)
     with node.graph.inserting_before(node):
@@ -302,33 +257,33 @@ def _select_before(node: Node, dim: int, view: _View) -> None:
     node.args = (taken, *node.args[1:])
 
 
-def _index_select(node: Node, view: _View) -> None:
-    source = view.values(_get_arg(node, 0, "input"))
+def _index_select(node: Node, view: PrunedView) -> None:
+    source = view.values(get_arg(node, 0, "input"))
     if len(source) != 1:
         return
-    dim = _get_arg(node, 1, "dim") % len(source[0][0])
+    dim = get_arg(node, 1, "dim") % len(source[0][0])
     if (node.name, dim) in view.trace.lookups and view.cut(source[0][1][dim]):
-        _set_arg(node, 2, "index", _renumbered(node, dim, view))
+        set_arg(node, 2, "index", _renumbered(node, dim, view))
 
 
-def _narrow(node: Node, view: _View) -> None:
-    source = view.values(_get_arg(node, 0, "input"))
+def _narrow(node: Node, view: PrunedView) -> None:
+    source = view.values(get_arg(node, 0, "input"))
     if len(source) != 1:
         return
-    dim = _get_arg(node, 1, "dim") % len(source[0][0])
+    dim = get_arg(node, 1, "dim") % len(source[0][0])
     axis = source[0][1][dim]
     if axis is None or not view.cut(axis):
         return
     start, length = view.old(node, 2, "start"), view.old(node, 3, "length")
     start += len(axis) if start < 0 else 0
     first, last = _slice_bounds(axis, start, start + length, view)
-    _set_arg(node, 2, "start", first)
-    _set_arg(node, 3, "length", last - first)
+    set_arg(node, 2, "start", first)
+    set_arg(node, 3, "length", last - first)
 
 
-def _pad(node: Node, view: _View) -> None:
+def _pad(node: Node, view: PrunedView) -> None:
     """Count padded positions by their own ids, cropped ones by those of the input."""
-    values, source = view.values(node), view.values(_get_arg(node, 0, "input"))
+    values, source = view.values(node), view.values(get_arg(node, 0, "input"))
     if len(values) != 1:
         return
     shape, ids = values[0]
@@ -340,15 +295,15 @@ def _pad(node: Node, view: _View) -> None:
             kept = view.plan.kept(axis, view.keep)
             ends = kept[: abs(width)] if side % 2 == 0 else kept[-abs(width) :]
             widths[side] = int(ends.sum()) * (1 if width > 0 else -1)
-    _set_arg(node, 1, "pad", tuple(widths))
+    set_arg(node, 1, "pad", tuple(widths))
 
 
-def _layer_norm(node: Node, view: _View) -> None:
+def _layer_norm(node: Node, view: PrunedView) -> None:
     values = view.values(node)
     if len(values) != 1:
         return
     shape, ids = values[0]
-    given = _get_arg(node, 1, "normalized_shape")
+    given = get_arg(node, 1, "normalized_shape")
     count = len(view.old(node, 1, "normalized_shape"))
     if not any(view.cut(axis) for axis in ids[-count:]):
         return
@@ -356,13 +311,13 @@ def _layer_norm(node: Node, view: _View) -> None:
     for place in range(-count, 0):
         if view.cut(ids[place]):
             entries[place] = view.count(ids[place], shape[place])
-    _set_arg(node, 1, "normalized_shape", tuple(entries))
+    set_arg(node, 1, "normalized_shape", tuple(entries))
 
 
-def _groups(node: Node, view: _View) -> None:
+def _groups(node: Node, view: PrunedView) -> None:
     """Give a functional convolution as many groups as its kept input channels fill."""
-    groups = _get_arg(node, 6, "groups", 1)
-    source, weight = (view.values(_get_arg(node, i, n)) for i, n in ((0, "input"), (1, "weight")))
+    groups = get_arg(node, 6, "groups", 1)
+    source, weight = (view.values(get_arg(node, i, n)) for i, n in ((0, "input"), (1, "weight")))
     if groups == 1 or len(source) != 1 or len(weight) != 1:
         return
     (x_shape, x_ids), (w_shape, w_ids) = source[0], weight[0]
@@ -372,10 +327,10 @@ def _groups(node: Node, view: _View) -> None:
         kept = inputs if x_shape[channel] == groups else groups
     else:
         kept = inputs // view.count(w_ids[1], w_shape[1])
-    _set_arg(node, 6, "groups", kept)
+    set_arg(node, 6, "groups", kept)
 
 
-_RULES: dict[Any, Callable[[Node, _View], None]] = {
+_RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
     ("call_method", "view"): _sizes,
     ("call_method", "reshape"): _sizes,
     ("call_method", "expand"): _sizes,
