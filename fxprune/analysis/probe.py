@@ -24,6 +24,9 @@ from fxprune.analysis.op import flat_tensors
 
 __all__ = ["unfit_nodes"]
 
+_SIZELESS = frozenset(f"torch.nn.modules.{kind}" for kind in ("activation", "dropout", "pooling"))
+"""Where torch keeps modules that hold no number of channels; on meta tensors some are slow."""
+
 _PROBES = 3  # one mask may fit by chance: halves of equal width, say
 
 
@@ -123,7 +126,8 @@ class _Probe:
         if node.op in ("placeholder", "get_attr"):
             return True
         if node.op == "call_module":
-            return isinstance(fetch(self.root, str(node.target)), RESIZABLE)
+            module = fetch(self.root, str(node.target))
+            return isinstance(module, RESIZABLE) or type(module).__module__ in _SIZELESS
         return (node.op, node.target) in self.rewritten
 
     def _expected(self, node: fx.Node) -> Any:
