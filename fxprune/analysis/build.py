@@ -155,11 +155,13 @@ class Analysis:
     def _freeze_unfit(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> bool:
         """Freeze the channels of nodes with a size that nobody rewrites; return whether any was."""
         found = False
+        trusted = self._rewritten or frozenset()
         for mode, trace in traces.items():
             graph = self.graphs[mode]
             nodes = {node.name: node for node in graph.nodes}
-            rewritten = self._rewritten or frozenset()
-            for name, where in unfit_nodes(self.root, graph, trace, grouping, rewritten):
+            unfit = unfit_nodes(self.root, graph, trace, grouping, trusted)
+            trusted |= {(node.name, node.target) for node in graph.nodes}  # the modes share most
+            for name, where in unfit:
                 found = True
                 reason = f"{where} has a size written in it that fxprune does not rewrite"
                 for around in (nodes[name], *nodes[name].all_input_nodes):

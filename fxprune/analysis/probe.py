@@ -48,7 +48,8 @@ def unfit_nodes(
         What the analysis saw of this graph.
     grouping : Grouping
     rewritten : frozenset
-        ``(op, target)`` of the nodes that a pass resizes; these are trusted.
+        ``(op, target)`` of the nodes that a pass resizes, and ``(name, target)`` of nodes that
+        another mode's graph was probed for; these are trusted.
 
     Returns
     -------
@@ -128,7 +129,7 @@ class _Probe:
         if node.op == "call_module":
             module = fetch(self.root, str(node.target))
             return isinstance(module, RESIZABLE) or type(module).__module__ in _SIZELESS
-        return (node.op, node.target) in self.rewritten
+        return not self.rewritten.isdisjoint(((node.op, node.target), (node.name, node.target)))
 
     def _expected(self, node: fx.Node) -> Any:
         """Return tensors of the kept shapes; None for a node whose value is something else."""
