@@ -147,10 +147,8 @@ class _Probe:
         return made[0] if self.trace.single[node.name] else tuple(made)
 
     def _execute(self, node: fx.Node) -> Any:
-        if node.name in self.trace.sizes:
-            return self._width(node)
-        if node.name in self.trace.whole_sizes:
-            return self.trace.plain[node.name]
+        if node.name in self.trace.sizes or node.name in self.trace.whole_sizes:
+            return self.trace.plain[node.name]  # `resize_literals` writes the old numbers there
         if node.op in ("placeholder", "get_attr"):
             return self.trace.plain.get(node.name)
         args = fx.map_arg(node.args, self.env.__getitem__)
@@ -219,11 +217,6 @@ class _Probe:
             torch.allclose(self._take(node.name, place, a), b, rtol=1e-4, atol=1e-6, equal_nan=True)
             for place, (a, b) in enumerate(zip(wholes, cuts, strict=True))
         )
-
-    def _width(self, node: fx.Node) -> int:
-        """Return a width: the number it had where its axis is cut, see `resize_literals`."""
-        value: int = self.trace.plain[node.name]
-        return value
 
 
 def _probe_mask(grouping: Grouping, turn: int) -> Ids:
