@@ -23,7 +23,7 @@ from fxprune._files import replacing
 from fxprune._tables import Style, percent, table
 from fxprune.api import auto_gate
 from fxprune.budget import Selection
-from fxprune.data import Digits, digits
+from fxprune.data import ImageData, digits
 from fxprune.errors import ConfigError
 from fxprune.export import export_onnx
 from fxprune.inputs import check_count
@@ -254,7 +254,7 @@ def _write(result: DemoResult, folder: Path) -> None:
             draft.write_text(text, encoding="utf-8")
 
 
-def _train(model: nn.Module, data: Digits, epochs: int, rate: float, name: str) -> None:
+def _train(model: nn.Module, data: ImageData, epochs: int, rate: float, name: str) -> None:
     """Train with SGD and one cycle of the learning rate; leave the model in eval mode."""
     n = len(data.train_labels)
     steps = epochs * -(-n // _BATCH)
@@ -287,18 +287,18 @@ def _right(scores: Tensor, labels: Tensor) -> int:
     return int((scores.argmax(1) == labels).sum())
 
 
-def _torch_accuracy(model: nn.Module, data: Digits) -> float:
+def _torch_accuracy(model: nn.Module, data: ImageData) -> float:
     with evaluating(model), torch.no_grad():
         return _right(model(data.test_images), data.test_labels) / len(data.test_labels)
 
 
-def _onnx_accuracy(path: Path, data: Digits) -> float:
+def _onnx_accuracy(path: Path, data: ImageData) -> float:
     model = OnnxModel(path, threads=torch.get_num_threads())
     scores = torch.from_numpy(model.run(model.feed(data.test_images))[0])
     return _right(scores, data.test_labels) / len(data.test_labels)
 
 
-def _first_images(data: Digits) -> Digits:
+def _first_images(data: ImageData) -> ImageData:
     return dataclasses.replace(
         data,
         train_images=data.train_images[:_QUICK_IMAGES],

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxprune.data.images import ImageData, standardised
 from fxprune.errors import ConfigError
 from fxprune.inputs import check_count
 
-__all__ = ["Digits", "digits"]
+__all__ = ["digits"]
 
 _TEST_SHARE = 0.2
 _CHANNELS = 3
+_CLASSES = 10
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Digits:
-    """1797 grey images of handwritten digits, split for training and testing.
-
-    Attributes
-    ----------
-    train_images : Tensor, shape (1438, 3, size, size), float32
-        Mean 0 and standard deviation 1 over all of them; the three channels are equal.
-    train_labels : Tensor, shape (1438,), int64
-        The digits, 0 to 9.
-    test_images : Tensor, shape (359, 3, size, size), float32
-        Standardised with the mean and standard deviation of the training images.
-    test_labels : Tensor, shape (359,), int64
-        The digits, 0 to 9.
-    """
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def digits(size: int = 32, seed: int = 0) -> Digits:
+def digits(size: int = 32, seed: int = 0) -> ImageData:
     """Return scikit-learn's bundled digits as image tensors.
 
     Parameters
@@ -51,7 +29,8 @@ def digits(size: int = 32, seed: int = 0) -> Digits:
 
     Returns
     -------
-    Digits
+    ImageData
+        1438 images for training and 359 for testing, of 10 classes; the three channels are equal.
         The same for the same `seed`; torch's global random state is not touched.
 
     Raises
@@ -72,9 +51,9 @@ def digits(size: int = 32, seed: int = 0) -> Digits:
     images = torch.from_numpy(bunch.images).float()[:, None]
     images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     train, test = _split(labels, torch.Generator().manual_seed(seed))
-    deviation, mean = torch.std_mean(images[train], correction=0)
-    images = ((images - mean) / deviation).repeat(1, _CHANNELS, 1, 1)
-    return Digits(images[train], labels[train], images[test], labels[test])
+    parts = standardised(images[train], images[test])
+    train_images, test_images = (part.repeat(1, _CHANNELS, 1, 1) for part in parts)
+    return ImageData(train_images, labels[train], test_images, labels[test], _CLASSES)
 
 
 def _split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

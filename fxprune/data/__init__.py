@@ -1,0 +1,7 @@
+"""Data to train and measure on: two sets that need no download, and folders of image files."""
+
+from fxprune.data.digits import digits
+from fxprune.data.glyphs import glyphs
+from fxprune.data.images import ImageData
+
+__all__ = ["ImageData", "digits", "glyphs"]
