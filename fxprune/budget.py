@@ -22,7 +22,7 @@ from fxprune.errors import BudgetError, ConfigError
 from fxprune.importance import Scores
 from fxprune.settings import check_round_to
 
-__all__ = ["TOLERANCE", "Selection", "solve"]
+__all__ = ["TOLERANCE", "Selection", "check_budget", "solve"]
 
 TOLERANCE = 0.01
 """A budget is met when the cost is within this share of it."""
@@ -54,6 +54,19 @@ class Selection:
     met: bool
     keep: Keep
     cost: Cost
+
+    @classmethod
+    def of(
+        cls,
+        resource: Literal["macs", "params"],
+        target: float,
+        reached: float,
+        keep: Keep,
+        cost: Cost,
+    ) -> Selection:
+        """Judge whether what was reached meets the target."""
+        met = abs(reached - target) <= TOLERANCE * target
+        return cls(resource, target, reached, met, keep, cost)
 
     def summary(self) -> dict[str, str | float | bool]:
         """Return what was asked and reached, as plain values."""
@@ -104,11 +117,47 @@ def solve(
     resource, target = _target(macs, params)
     check_round_to(round_to)
     ladders = _Ladders(plan, scores, round_to)
+    share = _share_of(plan, cost_of, resource)
+    _check_reachable(ladders, share, resource, target, round_to)
+    keep = _Search(ladders, share, target).run()
+    reached = share(keep)
+    return Selection.of(resource, target, reached, keep, cost_of(keep))
+
+
+def check_budget(
+    plan: Plan,
+    cost_of: Callable[[Keep], Cost],
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    round_to: int = 1,
+) -> tuple[Literal["macs", "params"], float]:
+    """Return the resource and the share of it that a budget allows, if it can be reached at all.
+
+    Takes and raises what `solve` does.
+    """
+    resource, target = _target(macs, params)
+    check_round_to(round_to)
+    ladders = _Ladders(plan, np.zeros(plan.n_units), round_to)
+    _check_reachable(ladders, _share_of(plan, cost_of, resource), resource, target, round_to)
+    return resource, target
+
+
+def _share_of(
+    plan: Plan, cost_of: Callable[[Keep], Cost], resource: str
+) -> Callable[[Keep], float]:
+    """Return the function from a keep-vector to the share of the dense model's cost it keeps."""
     dense: int = getattr(cost_of(np.ones(plan.n_units, dtype=bool)), resource)
+    return lambda keep: float(getattr(cost_of(keep), resource)) / dense
 
-    def share(keep: Keep) -> float:
-        return float(getattr(cost_of(keep), resource)) / dense
 
+def _check_reachable(
+    ladders: _Ladders,
+    share: Callable[[Keep], float],
+    resource: str,
+    target: float,
+    round_to: int,
+) -> None:
     least = share(ladders.keep(ladders.after(len(ladders.ranking))))
     if least > target * (1 + TOLERANCE):
         raise BudgetError(
@@ -121,10 +170,6 @@ def solve(
                 else "; fxprune.explain says what is not prunable"
             ),
         )
-    keep = _Search(ladders, share, target).run()
-    reached = share(keep)
-    met = abs(reached - target) <= TOLERANCE * target
-    return Selection(resource, target, reached, met, keep, cost_of(keep))
 
 
 def _target(macs: float | None, params: float | None) -> tuple[Literal["macs", "params"], float]:

@@ -213,6 +213,13 @@ class Analysis:
             params=params,
             shapes=shapes,
             ties=tuple(self.space.ties),
+            readers=self._readers(),
+        )
+
+    def _readers(self) -> frozenset[tuple[str, int]]:
+        inputs = self.space.input_mask()
+        return frozenset(
+            (owner.name, owner.dim) for owner, ids in self.space.runs() if inputs[ids].any()
         )
 
     def _gates(

@@ -153,6 +153,8 @@ class Plan:
         Shape of every parameter and buffer.
     ties : tuple[Tie, ...]
         Which runs of ids were tied, and by what.
+    readers : frozenset of (fqn, dim)
+        The parameter axes that an operator sums over: they read what other axes make.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -165,6 +167,7 @@ class Plan:
     params: CostTerms
     shapes: Mapping[str, tuple[int, ...]]
     ties: tuple[Tie, ...]
+    readers: frozenset[tuple[str, int]]
 
     @property
     def n_units(self) -> int:

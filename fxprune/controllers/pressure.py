@@ -1,0 +1,151 @@
+"""How strongly closed units are pressed towards zero, and when that may stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.analysis.plan import Keep
+from fxprune.controllers.checks import check_positive
+from fxprune.controllers.producers import ClosedRows, Producers
+from fxprune.controllers.projection import PROJECTIONS
+from fxprune.errors import ConfigError
+from fxprune.gated import GatedModule
+
+__all__ = ["FINAL_STRENGTH", "STRENGTH", "Pressure"]
+
+STRENGTH = 10.0
+FINAL_STRENGTH = 1000.0
+_FINAL_EVERY = (
+    20  # hard gates hide what momentum still stirs in closed units: it only must not grow
+)
+_FEW_STEPS = 20
+
+
+class Pressure:
+    """Applies a projection to closed units with the strength of their groups.
+
+    A group's strength is ``lambda_g = lambda * (closed units in it) / (closed units in all)``.
+
+    Parameters
+    ----------
+    gated : GatedModule
+    optimizer : torch.optim.Optimizer
+        Its learning rates are read at every step.
+    kind : str
+        A key of `PROJECTIONS`.
+    strength : float, optional
+        lambda before masks are fixed; by default `STRENGTH`, or more where closed units would not
+        reach zero in the steps there are.
+    """
+
+    def __init__(
+        self,
+        gated: GatedModule,
+        optimizer: torch.optim.Optimizer,
+        kind: str,
+        strength: float | None,
+    ) -> None:
+        if kind not in PROJECTIONS:
+            raise ConfigError(
+                f"The 'projection' parameter must be one of {sorted(PROJECTIONS)}. "
+                f"Got {kind!r} instead."
+            )
+        if strength is not None:
+            check_positive("strength", strength)
+        self._producers = Producers(gated)
+        self._projection = PROJECTIONS[kind](self._producers)
+        self._optimizer = optimizer
+        self._strength = strength
+        self._slices = list(gated.plan.group_slices().values())
+        self._rows: list[ClosedRows] = []
+        self._shares = torch.zeros(gated.plan.n_units)
+        self._closed = np.zeros(gated.plan.n_units, dtype=bool)
+        self._final_calls = 0
+
+    def close(self, closed: Keep) -> None:
+        """Press on these units from now on.
+
+        Parameters
+        ----------
+        closed : bool array, shape (n_units,)
+        """
+        if self._rows and np.array_equal(closed, self._closed):
+            return
+        self._closed = closed.copy()
+        self._rows = self._producers.rows(closed)
+        shares = np.zeros(len(closed), dtype=np.float32)
+        for at in self._slices:
+            shares[at] = closed[at].sum() / max(1, closed.sum())
+        self._shares = torch.from_numpy(shares)
+        self._projection.begin(self._rows)
+
+    def norms(self) -> Tensor:
+        """Return the norm of each closed unit's weights, shape (n_units,); 0 for open ones."""
+        return self._producers.norms(self._rows)
+
+    def apply(self, *, final: bool, steps_left: int) -> None:
+        """Project once, after an optimizer step.
+
+        Parameters
+        ----------
+        final : bool
+            Whether masks are fixed.
+        steps_left : int
+            How many more times this will be called before they are; without meaning when `final`.
+        """
+        if not self._rows:
+            return
+        if final:
+            self._final_calls += 1
+            if self._final_calls % _FINAL_EVERY != 1:
+                return
+        rates = self._rates()
+        strength = FINAL_STRENGTH if final else self._search_strength(rates, steps_left)
+        shares = self._shares.to(self._rows[0].parameter.device)
+        self._projection.apply(self._rows, rates, strength * shares)
+
+    def _search_strength(self, rates: list[float], steps_left: int) -> float:
+        """Return lambda: enough for an average closed unit to vanish in half of the steps left."""
+        if self._strength is not None:
+            return self._strength
+        norms = self.norms()
+        rate = max(rates)
+        share = float(self._shares[torch.from_numpy(self._closed)].mean())
+        norm = float(norms.sum()) / max(1, int(self._closed.sum()))
+        if rate * share == 0:
+            return STRENGTH
+        return max(STRENGTH, 2 * norm / (rate * share * max(steps_left, _FEW_STEPS)))
+
+    def _rates(self) -> list[float]:
+        """Return the present learning rate of each closed row's parameter; 0 if it has none."""
+        rates = {
+            id(parameter): float(group["lr"])
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+        }
+        return [rates.get(id(one.parameter), 0.0) for one in self._rows]
+
+    def settings(self) -> list[Any]:
+        """Return what two runs must share to be one."""
+        return [type(self._projection).__name__, self._strength]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {
+            "closed": torch.from_numpy(self._closed.copy()),
+            "final_calls": self._final_calls,
+            "projection": self._projection.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._rows = []
+        closed = state["closed"].numpy()
+        if closed.any():
+            self.close(closed)
+        self._final_calls = int(state["final_calls"])
+        self._projection.load_state(state["projection"])
