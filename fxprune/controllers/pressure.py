@@ -19,10 +19,8 @@ __all__ = ["FINAL_STRENGTH", "STRENGTH", "Pressure"]
 
 STRENGTH = 10.0
 FINAL_STRENGTH = 1000.0
-_FINAL_EVERY = (
-    20  # hard gates hide what momentum still stirs in closed units: it only must not grow
-)
 _FEW_STEPS = 20
+_FINAL_EVERY = 20  # once momentum has died down, hard gates keep closed units where they are
 
 
 class Pressure:
@@ -101,7 +99,7 @@ class Pressure:
             return
         if final:
             self._final_calls += 1
-            if self._final_calls % _FINAL_EVERY != 1:
+            if self._final_calls > _FEW_STEPS and self._final_calls % _FINAL_EVERY:
                 return
         rates = self._rates()
         strength = FINAL_STRENGTH if final else self._search_strength(rates, steps_left)
