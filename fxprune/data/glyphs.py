@@ -45,17 +45,17 @@ TEST_FONTS = (
 
 _CHUNK = 1024  # images made at a time; part of what a seed means
 _FINE = 2  # masks are deformed at this multiple of the size, then averaged down
-_EM = 0.85  # height of a line of text, as a share of the image
+_EM = 1.0  # height of a line of text, as a share of the image
 _BASELINE = 0.25  # below the middle of the image, as a share of the em
 
-_ROTATION = 0.3  # largest, in radians
-_SHEAR = 0.35  # largest
-_SHRINK = (0.85, 1.45)  # divides the size of the character
+_ROTATION = 0.25  # largest, in radians
+_SHEAR = 0.25  # largest
+_SHRINK = (0.85, 1.4)  # divides the size of the character
 _STRETCH = 0.2  # largest logarithm of height over width
-_SHIFT = 0.25  # largest, in halves of the image
-_CONTRAST = (0.3, 0.9)  # of the character's brightness and the background's, white over black 1
+_SHIFT = 0.2  # largest, in halves of the image
+_CONTRAST = (0.3, 1.0)  # of the character's brightness and the background's, white over black 1
 _TINT = 0.1  # standard deviation of the channels of one colour
-_CLUTTER = 0.12  # largest standard deviation of the smooth background
+_CLUTTER = 0.1  # largest standard deviation of the smooth background
 _CLUTTER_CELLS = (2, 5)  # cells per side: a gradient, and blobs
 _NOISE = 0.1  # largest standard deviation of the noise of single pixels
 
@@ -198,8 +198,8 @@ def _paint(masks: Tensor, generator: torch.Generator) -> Tensor:
     background = torch.where(inverted, dark, dark + contrast)
     character = torch.where(inverted, dark + contrast, dark)
     colours = torch.stack([background, character])[..., None]
-    colours = colours + _TINT * torch.randn(2, n, 3, generator=generator)
-    under, over = colours[..., None, None]
+    colours = colours + torch.randn(2, n, 3, generator=generator) * _TINT
+    under, over = colours[0, ..., None, None], colours[1, ..., None, None]
     for cells in _CLUTTER_CELLS:
         blobs = torch.randn(n, 3, cells, cells, generator=generator)
         blobs = F.interpolate(blobs, size=(size, size), mode="bicubic", align_corners=False)
@@ -208,8 +208,8 @@ def _paint(masks: Tensor, generator: torch.Generator) -> Tensor:
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = images.lerp(blurred, torch.rand(n, 1, 1, 1, generator=generator))
     noise = torch.randn(images.shape, generator=generator)
-    images = images + noise * _uniform(n, 0, _NOISE, generator).view(n, 1, 1, 1)
-    return images.clamp(0, 1)
+    noise *= _uniform(n, 0, _NOISE, generator).view(n, 1, 1, 1)
+    return (images + noise).clamp(0, 1)
 
 
 def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
