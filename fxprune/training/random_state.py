@@ -1,0 +1,74 @@
+"""The random states a training run has of its own: Python's, numpy's and torch's.
+
+Layers such as dropout, and many data transforms, draw from global generators. A run seeds them,
+carries their states in its checkpoints, and gives the caller's back at its end.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["capture", "preserved", "restore", "seed_all"]
+
+_BITS = 32
+
+
+def seed_all(*key: int) -> None:
+    """Seed all global generators from a tuple of integers; different tuples are unrelated."""
+    words = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed((int(words[2]) << _BITS) + int(words[0]))
+
+
+def capture(device: torch.device) -> dict[str, Any]:
+    """Return the states of all global generators, as plain values and tensors.
+
+    Parameters
+    ----------
+    device : torch.device
+        Its generator is among them if it is a CUDA device.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set all global generators to what `capture` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def preserved(device: torch.device) -> Iterator[None]:
+    """Give all global generators their states back when the block ends."""
+    before = capture(device)
+    try:
+        yield
+    finally:
+        restore(before, device)

@@ -1,0 +1,171 @@
+"""What a training run is told: one frozen, checked dataclass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fxprune.api import Ignore
+from fxprune.errors import ConfigError
+from fxprune.inputs import check_count
+from fxprune.settings import check_round_to
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "TrainSettings"]
+
+OPTIMIZERS = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
+"""Known optimizers with their default learning rates."""
+
+SCHEDULES = ("one-cycle", "cosine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """Settings of `fxprune.training.train`.
+
+    Attributes
+    ----------
+    macs, params : float in (0, 1]
+        Share of the *whole* dense model to keep; give one of the two.
+    epochs : int
+        Passes over the training data, for each of the networks trained.
+    method : str
+        Name of the controller, a key of `fxprune.training.methods.METHODS`.
+    every : int, optional
+        Weight steps per controller step; the controller decides by default.
+    held_back : float in (0, 0.5]
+        Share of the training data that only the controller sees.
+    round_to : int
+        Kept widths are multiples of this.
+    ignore : tuple
+        What keeps its width, as for `fxprune.auto_gate`.
+    dense : bool
+        First train the dense network the same way, for comparison; on all the training data.
+    batch_size : int
+        Samples per optimizer step, over all processes together.
+    accumulate : int
+        Parts in which the gradient of one optimizer step is computed, to save memory.
+    optimizer : {"sgd", "adam", "adamw"}
+        SGD is with Nesterov momentum.
+    lr : float, optional
+        Peak learning rate; 0.05 for SGD, 0.001 for the others.
+    momentum : float in [0, 1)
+        For SGD.
+    weight_decay : float
+    schedule : {"one-cycle", "cosine"}
+        Course of the learning rate over the run; cosine warms up linearly first.
+    clip : float, optional
+        Largest norm of the whole gradient.
+    amp : bool
+        Compute in bfloat16 where autocast does; weights and their updates stay float32.
+    device : str
+        ``"auto"`` is CUDA if there is any; else what `torch.device` takes.
+    seed : int
+        For the order of the data, the held-back part, random layers and the controller. Weights
+        are the caller's.
+    workers : int
+        Processes that load data which is not in memory; results do not depend on it.
+    checkpoint_every, log_every : int, optional
+        Steps between checkpoints and between rows of the log; by default an epoch.
+
+    Raises
+    ------
+    ConfigError
+        If a value has the wrong type or is out of range.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    epochs: int
+    method: str = "ato"
+    every: int | None = None
+    held_back: float = 0.05
+    round_to: int = 1
+    ignore: tuple[Ignore, ...] = ()
+    dense: bool = True
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    clip: float | None = None
+    amp: bool = False
+    device: str = "auto"
+    seed: int = 0
+    workers: int = 0
+    checkpoint_every: int | None = None
+    log_every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without model and data."""
+        if (self.macs is None) == (self.params is None):
+            raise ConfigError(
+                "Give exactly one of 'macs' and 'params'.",
+                seen=f"macs={self.macs!r}, params={self.params!r}",
+                hint="macs=0.5 keeps half of the whole model's multiply-accumulates",
+            )
+        for name in ("epochs", "batch_size", "accumulate"):
+            check_count(name, getattr(self, name))
+        for name in ("seed", "workers"):
+            check_count(name, getattr(self, name), least=0)
+        for name in ("every", "checkpoint_every", "log_every"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_round_to(self.round_to)
+        _check_choice("optimizer", self.optimizer, tuple(OPTIMIZERS))
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_number("held_back", self.held_back, above=0, most=0.5)
+        _check_number("weight_decay", self.weight_decay, least=0)
+        _check_number("momentum", self.momentum, least=0, below=1)
+        for name in ("lr", "clip"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), above=0)
+        for name in ("dense", "amp"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"The '{name}' argument must be a bool.", seen=repr(getattr(self, name))
+                )
+
+    @property
+    def target(self) -> tuple[Literal["macs", "params"], float]:
+        """The resource and the share of it to keep."""
+        if self.macs is not None:
+            return "macs", self.macs
+        return "params", self.params if self.params is not None else math.nan
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        return OPTIMIZERS[self.optimizer] if self.lr is None else self.lr
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"The '{name}' argument must be one of {', '.join(choices)}.", seen=repr(value)
+        )
+
+
+def _check_number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        finite = math.isfinite(value)
+        if finite and least <= value <= most and above < value < below:
+            return
+    parts = [
+        f"{word} {bound:g}"
+        for word, bound in ((">=", least), (">", above), ("<=", most), ("<", below))
+        if math.isfinite(bound)
+    ]
+    raise ConfigError(
+        f"The '{name}' argument must be a number {' and '.join(parts)}.", seen=repr(value)
+    )
