@@ -1,0 +1,1 @@
+"""The parts of ``tools/bench/accuracy.py``; imported by that script only."""
