@@ -1,0 +1,87 @@
+"""Two processes train what one trains."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training.runs import RANKS_SETTINGS, data, ends, net, processes, rank_child
+
+from fxprune.errors import ConfigError
+from fxprune.training import train
+from fxprune.training.distributed import Ranks, joined
+
+WORLD = 2
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> list[dict[str, Any]]:
+    """What each rank ended with."""
+    port = free_port()
+    children = [
+        processes.Process(target=rank_child, args=(rank, WORLD, port, folder))
+        for rank in range(WORLD)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * WORLD
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+
+
+def test_both_ranks_end_with_equal_masks_and_weights(found) -> None:
+    first, second = (one["ends"] for one in found)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert 0 < sum(int(v.sum()) for k, v in first.items() if k.startswith("mask")) < 56
+    assert found[0]["figures"]["compact"] == found[1]["figures"]["compact"]
+
+
+def test_they_end_as_one_process_with_the_same_global_batch(found, tmp_path) -> None:
+    alone = ends(train(net(norm=False), data(), RANKS_SETTINGS, tmp_path))
+    for name, expected in alone.items():
+        torch.testing.assert_close(found[0]["ends"][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_only_the_first_rank_writes(found, folder) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"checkpoint.pt", "log.csv", "compact.onnx", "compact.pt"} < names
+    rows = (folder / "log.csv").read_text().splitlines()
+    assert len(rows) == 1 + RANKS_SETTINGS.epochs
+
+
+def test_parts_of_a_batch_are_contiguous_and_complete() -> None:
+    rows, cpu = torch.arange(12), torch.device("cpu")
+    parts = [Ranks(rank, 3, cpu).share(rows) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), rows)
+    assert {len(part) for part in parts} == {4}
+
+
+def test_one_process_needs_no_group() -> None:
+    with joined("cpu") as ranks:
+        model = net()
+        assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
+        assert ranks.wrap(model) is model
+        assert ranks.gathered(3) == [3]
+        assert ranks.agreed(lambda: "here") == "here"
+    assert not torch.distributed.is_initialized()
+
+
+def test_devices_that_are_not_there() -> None:
+    with pytest.raises(ConfigError, match="no device 'abacus' to train on"), joined("abacus"):
+        pass

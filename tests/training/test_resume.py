@@ -1,0 +1,63 @@
+"""A run that is killed at any moment and resumed ends as one that never was."""
+
+from __future__ import annotations
+
+import csv
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training.runs import SETTINGS, data, deterministic, ends, net, processes, run_child
+
+from fxprune.training import train
+
+SEED = 20
+
+
+def start(out: Path, fatal_write: int = 0, moment: str = ""):
+    step = processes.RawValue("i", 0)
+    child = processes.Process(target=run_child, args=(out, step, fatal_write, moment))
+    child.start()
+    return child, step
+
+
+def killed(out: Path, fatal_write: int, moment: str) -> None:
+    child, _ = start(out, fatal_write, moment)
+    child.join(60)
+    assert child.exitcode == -9
+
+
+def kill_after(out: Path, steps: int, delay: float) -> None:
+    child, step = start(out)
+    give_up = time.monotonic() + 60
+    while step.value < steps and child.is_alive() and time.monotonic() < give_up:
+        time.sleep(0.0005)
+    time.sleep(delay)
+    child.kill()
+    child.join()
+    assert child.exitcode == -9
+
+
+def test_killed_at_random_moments_the_run_ends_the_same(tmp_path, whole) -> None:
+    draw = random.Random(SEED)
+    moments = [(draw.randrange(10, 40), 0.02 * draw.random()) for _ in range(3)]
+    print(f"seed {SEED}: killed after these steps and seconds of each sitting: {moments}")
+    kill_after(tmp_path, *moments[0])
+    killed(tmp_path, 4, "within the file")
+    kill_after(tmp_path, *moments[1])
+    killed(tmp_path, 4, "between the renames")
+    kill_after(tmp_path, *moments[2])
+    assert not (tmp_path / "compact.onnx").exists()
+    with deterministic():
+        resumed = train(net(), data(), SETTINGS, tmp_path, resume=True)
+    found, expected = ends(resumed), ends(whole)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stage"], int(row["step"])) for row in rows] == [
+        (row.stage, row.step) for row in whole.rows
+    ]
+    assert not list(tmp_path.glob(".*"))
