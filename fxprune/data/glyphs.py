@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -45,12 +46,12 @@ TEST_FONTS = (
 
 _CHUNK = 1024  # images made at a time; part of what a seed means
 _FINE = 2  # masks are deformed at this multiple of the size, then averaged down
-_EM = 1.0  # height of a line of text, as a share of the image
-_BASELINE = 0.25  # below the middle of the image, as a share of the em
+_MARGIN = 1.5  # side of a mask, in ems: the widest letters are wider than one
+_BASELINE = 0.25  # below the middle of a mask, in ems
 
 _ROTATION = 0.25  # largest, in radians
 _SHEAR = 0.25  # largest
-_SHRINK = (0.85, 1.4)  # divides the size of the character
+_SHRINK = (0.85, 1.4)  # of the character, which is one em high at 1
 _STRETCH = 0.2  # largest logarithm of height over width
 _SHIFT = 0.2  # largest, in halves of the image
 _CONTRAST = (0.3, 1.0)  # of the character's brightness and the background's, white over black 1
@@ -107,7 +108,8 @@ def glyphs(
         ((TRAIN_FONTS, per_class), (TEST_FONTS, test_per_class))
     ):
         generator = torch.Generator().manual_seed(2 * seed + stream)
-        parts.append(_part(_render(folder, fonts, _FINE * size), count, size, generator))
+        masks = _render(folder, fonts, _FINE * size)
+        parts.append(_part(masks, count, size, generator))
     (train, train_labels), (test, test_labels) = parts
     train, test = standardised(train, test)
     return ImageData(train, train_labels, test, test_labels, len(CHARACTERS))
@@ -124,16 +126,18 @@ def _font_folder() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-def _render(folder: Path, fonts: Sequence[str], side: int) -> Tensor:
+def _render(folder: Path, fonts: Sequence[str], em: int) -> Tensor:
     """Draw all characters in all fonts: masks in [0, 1], (fonts, characters, side, side)."""
-    em = round(_EM * side)
+    side = round(_MARGIN * em)
     place = (side / 2, side / 2 + _BASELINE * em)
     masks = []
     for name in fonts:
         path = folder / f"{name}.ttf"
         try:
-            # The basic layout is the one that every build of Pillow has.
-            font = ImageFont.truetype(path, em, layout_engine=ImageFont.Layout.BASIC)
+            # From memory: for a missing file Pillow takes a font of that name from anywhere. The
+            # basic layout is the one that every build of Pillow has.
+            file = BytesIO(path.read_bytes())
+            font = ImageFont.truetype(file, em, layout_engine=ImageFont.Layout.BASIC)
         except OSError as error:
             raise ConfigError(
                 "A font of the glyphs data set cannot be read.",
@@ -175,17 +179,13 @@ def _deform(masks: Tensor, size: int, generator: torch.Generator) -> Tensor:
     stretch = _uniform(n, -_STRETCH / 2, _STRETCH / 2, generator).exp()
     shrink = _uniform(n, *_SHRINK, generator)
     cos, sin = angle.cos() * shrink, angle.sin() * shrink
-    # A row per coordinate of the mask: from the place in the image to the place in the mask.
-    theta = torch.stack(
-        [
-            torch.stack([cos / stretch, (cos * shear - sin) * stretch], 1),
-            torch.stack([sin / stretch, (sin * shear + cos) * stretch], 1),
-        ],
-        1,
-    )
-    shift = _uniform(2 * n, -_SHIFT, _SHIFT, generator).view(n, 2, 1) * shrink[:, None, None]
+    # From places in the image to places in the mask: what a step across and one down come to.
+    across = torch.stack([cos, sin], 1) / stretch[:, None]
+    down = torch.stack([cos * shear - sin, sin * shear + cos], 1) * stretch[:, None]
+    shift = _uniform(2 * n, -_SHIFT, _SHIFT, generator).view(n, 2) * shrink[:, None]
+    theta = torch.stack([across, down, shift], 2) / _MARGIN
     side = _FINE * size
-    grid = F.affine_grid(torch.cat([theta, shift], 2), [n, 1, side, side], align_corners=False)
+    grid = F.affine_grid(theta, [n, 1, side, side], align_corners=False)
     return F.avg_pool2d(F.grid_sample(masks[:, None], grid, align_corners=False), _FINE)
 
 
