@@ -2,14 +2,21 @@
 
 With the ``bench``, ``demo`` and ``plot`` extras installed::
 
-    python tools/bench/accuracy.py [--jobs 2] [--seeds 0,1,2] [--only resnet20,0.3,ato]
+    python tools/bench/accuracy.py --jobs 2 \\
+        --markdown docs/bench_accuracy.md --figure docs/bench_accuracy.png
     python tools/bench/accuracy.py --list
-    python tools/bench/accuracy.py --only glyphs --only magnitude,narrow   # either, and either
+    python tools/bench/accuracy.py --only glyphs/resnet20/0.5,0.3/ato --only digits///narrow
 
-Every finished run is one row of docs/bench_accuracy.csv; runs that have a row are skipped, so the
-bench can be stopped and started again. Each ``--only`` is a comma list of tasks, networks, targets
-and methods, of which a run must have one. Every run uses one thread. MACs are counted by torch on
-the final network, accuracy is over all test images.
+Every finished run is one row of docs/bench_accuracy.csv, and a run that has a row with the epochs
+of its task is skipped: the bench can be stopped, started again, and spread over days. ``--only`` is
+task/net/target/method/seed, each a comma list or empty for any; ends can be left out. Every run is
+a process of one thread. The page and the figure are made from the rows of the file.
+
+From Python, with tools/bench on the import path::
+
+    from accuracy import run
+
+    row = run("glyphs/resnet20/0.3", "ato", seed=0, every=2)
 """
 
 from __future__ import annotations
@@ -17,10 +24,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -28,14 +36,16 @@ from typing import Any
 import torch
 from accuracy_.methods import METHODS
 from accuracy_.rows import Key, Row, append, read
-from accuracy_.tasks import TASKS, Task, find_task, networks_module, set_up
+from accuracy_.tables import draw, page
+from accuracy_.tasks import TASKS, Setup, Task, find_task, networks_module, set_up
 from accuracy_.training import BATCH, accuracy
 from torch import nn
 from tqdm import tqdm
 
+from fxprune._files import replacing
 from fxprune.errors import ConfigError
 
-__all__ = ["Row", "Task", "run"]
+__all__ = ["Row", "Task", "measure", "run"]
 
 _ROWS = Path("docs/bench_accuracy.csv")
 
@@ -70,34 +80,40 @@ def run(
         If the task or the method is unknown.
     """
     task = find_task(task) if isinstance(task, str) else task
-    if method not in METHODS:
-        raise ConfigError(f"There is no method {method!r}.", hint=f"one of {', '.join(METHODS)}")
     task = dataclasses.replace(
         task,
         epochs=task.epochs if epochs is None else epochs,
         rate=task.rate if rate is None else rate,
     )
-    setup = set_up(task, seed)
+    return measure(set_up(task, seed), method, **overrides)
+
+
+def measure(setup: Setup, method: str, **overrides: Any) -> Row:
+    """Run a method on a `Setup`; see `run`."""
+    if method not in METHODS:
+        raise ConfigError(f"There is no method {method!r}.", hint=f"one of {', '.join(METHODS)}")
+    task, data = setup.task, setup.data
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(setup.seed)
         started = time.perf_counter()
-        model = METHODS[method](setup, **overrides)
+        model, settings = METHODS[method](setup, **overrides)
         seconds = time.perf_counter() - started
-    full = setup.build(1.0)
+        full = setup.build(1.0)
     count_macs = networks_module().count_macs
+    settings = {"batch": BATCH, "rate": task.rate, "images": len(data.train_images)} | settings
     return Row(
         task=task.data,
         net=task.net,
         target=1.0 if method == "dense" else task.target,
         method=method,
-        seed=seed,
+        seed=setup.seed,
         epochs=task.epochs,
-        accuracy=accuracy(model, setup.data.test_images, setup.data.test_labels),
+        accuracy=accuracy(model, data.test_images, data.test_labels),
         macs=count_macs(model, setup.example) / count_macs(full, setup.example),
         params=_parameters(model) / _parameters(full),
-        seconds=seconds,
+        seconds=round(seconds, 1),
         torch=torch.__version__,
-        settings=json.dumps({"batch": BATCH, "rate": task.rate} | overrides, default=str),
+        settings=json.dumps(settings, default=str),
     )
 
 
@@ -107,17 +123,24 @@ def _parameters(model: nn.Module) -> int:
 
 def _runs(seeds: Sequence[int], only: Sequence[str]) -> Iterator[tuple[Key, Task]]:
     """Yield every run that is asked for; the dense reference once per network."""
-    filters = [set(part.split(",")) for part in only]
     seen = set()
     for seed in seeds:
         for task in TASKS:
             for method in METHODS:
                 target = 1.0 if method == "dense" else task.target
                 key = (task.data, task.net, target, method, seed)
-                names = {task.data, task.net, f"{target:g}", method, task.name, f"seed{seed}"}
-                if key not in seen and all(names & allowed for allowed in filters):
+                if key not in seen and (not only or any(_fits(key, part) for part in only)):
                     seen.add(key)
                     yield key, task
+
+
+def _fits(key: Key, pattern: str) -> bool:
+    """Tell whether a run is one of ``task/net/target/method/seed``."""
+    names = [f"{part:g}" if isinstance(part, float) else str(part) for part in key]
+    wanted = pattern.split("/")
+    return len(wanted) <= len(names) and all(
+        not part or name in part.split(",") for name, part in zip(names, wanted, strict=False)
+    )
 
 
 def _worker(task: str, method: str, seed: str) -> None:
@@ -125,45 +148,84 @@ def _worker(task: str, method: str, seed: str) -> None:
     print(json.dumps(dataclasses.asdict(run(task, method, int(seed)))))
 
 
-def _measure(task: Task, method: str, seed: int) -> Row | str:
-    """Run in a process of its own; return its row, or the last line of its error."""
-    command = [sys.executable, __file__, "--worker", task.name, method, str(seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None, text=True, check=False)
-    if done.returncode:
-        return f"{task.name} {method} {seed} failed"
-    return Row(**json.loads(done.stdout.strip().splitlines()[-1]))
+def _in_process(task: Task, key: Key, quiet: bool) -> Row | None:
+    """Run in a process of its own; it writes its error itself, and there is no row then."""
+    command = [sys.executable, __file__, "--worker", task.name, key[3], str(key[4])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"TQDM_DISABLE": "1"} if quiet else {})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    return None if done.returncode else Row(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def main() -> int:
+def _run_all(missing: Sequence[tuple[Key, Task]], jobs: int, rows: Path) -> int:
+    """Run what is missing, append what is finished; return how many failed."""
+    failed = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        keys = {pool.submit(_in_process, task, key, jobs > 1): key for key, task in missing}
+        try:
+            for future in tqdm(as_completed(keys), "runs", total=len(keys)):
+                row = future.result()
+                name = " ".join(map(str, keys[future]))
+                if row is None:
+                    failed += 1
+                    tqdm.write(f"{name}: failed")
+                else:
+                    append(rows, row)
+                    tqdm.write(f"{name}: {100 * row.accuracy:.2f} %, {100 * row.macs:.2f} % MACs")
+        except BaseException:  # an interrupt too must not start the runs that wait
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _finished(rows: Mapping[Key, Row]) -> list[Row]:
+    """Return the rows that belong to the bench as it is now: its tasks, with their epochs."""
+    seeds = sorted({key[4] for key in rows})
+    runs = ((rows.get(key), task) for key, task in _runs(seeds, ()))
+    return [row for row, task in runs if row is not None and row.epochs == task.epochs]
+
+
+def _report(rows: Sequence[Row], markdown: Path | None, figure: Path | None) -> None:
+    if markdown:
+        about = {name: (method.__doc__ or "").splitlines()[0] for name, method in METHODS.items()}
+        with replacing(markdown) as draft:
+            draft.write_text(page(rows, f"python {' '.join(sys.argv)}", about))
+    if figure:
+        draw(rows, figure)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", action="append", default=[], metavar="NAME,...")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TASK/NET/TARGET/METHOD/SEED"
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="comma list")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("--again", action="store_true", help="run what has a row, too")
     parser.add_argument("--rows", type=Path, default=_ROWS, help="the file of finished runs")
-    parser.add_argument("--list", action="store_true", help="list the runs and stop")
+    parser.add_argument("--list", action="store_true", help="list the runs, run nothing")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--figure", type=Path, help="draw the figure into this file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    options.runs = list(_runs([int(seed) for seed in options.seeds.split(",")], options.only))
+    if not options.runs:
+        parser.error(f"no run fits --only {' '.join(options.only)}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
     if options.worker:
         _worker(*options.worker)
         return 0
-    finished = read(options.rows)
-    runs = list(_runs([int(seed) for seed in options.seeds.split(",")], options.only))
+    done = {row.key for row in _finished(read(options.rows))}
     if options.list:
-        for key, _ in runs:
-            print(*key, "done" if key in finished else "")
+        for key, _ in options.runs:
+            print(*key, "done" if key in done else "")
         return 0
-    missing = [(key, task) for key, task in runs if key not in finished]
-    failed = 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(_measure, task, key[3], key[4]) for key, task in missing]
-        for future in tqdm(as_completed(futures), "runs", total=len(futures)):
-            row = future.result()
-            if isinstance(row, str):
-                failed += 1
-                tqdm.write(row)
-            else:
-                append(options.rows, row)
-                tqdm.write(f"{row.key}: accuracy {row.accuracy:.4f}, MACs {row.macs:.4f}")
+    missing = [one for one in options.runs if options.again or one[0] not in done]
+    failed = _run_all(missing, options.jobs, options.rows)
+    _report(_finished(read(options.rows)), options.markdown, options.figure)
     return 1 if failed else 0
 
 

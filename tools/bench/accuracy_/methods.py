@@ -1,7 +1,8 @@
 """The methods that are compared: each turns a `Setup` into a trained network of the target's size.
 
 All get the same epochs, batches, optimizer and peak learning rate; one-stage methods one cycle over
-the whole run, two-stage methods one cycle per stage.
+the whole run, two-stage methods one cycle per stage. A method returns its network and what else it
+was set to.
 """
 
 from __future__ import annotations
@@ -14,42 +15,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from accuracy_.group_norm import torch_pruning
 from accuracy_.tasks import Setup, networks_module
-from accuracy_.training import BATCH, batches, fit, make_optimizer, steps_of
+from accuracy_.training import BATCH, batches, fit, fit_stage, make_optimizer, steps_of
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "Method"]
 
-_HELD_SHARE = 0.05
+Method = Callable[..., tuple[nn.Module, dict[str, Any]]]
 
 
-def dense(setup: Setup) -> nn.Module:
+def dense(setup: Setup) -> tuple[nn.Module, dict[str, Any]]:
     """Train the whole network: the reference."""
     model = setup.build(1.0)
-    _fit(model, setup, setup.task.epochs, "dense")
-    return model
+    fit_stage(model, setup, setup.task.epochs, "dense")
+    return model, {}
 
 
-def narrow(setup: Setup) -> nn.Module:
+def narrow(setup: Setup) -> tuple[nn.Module, dict[str, Any]]:
     """Train a network with uniformly narrowed widths from scratch."""
-    model = networks_module().narrowed(setup.build, setup.task.target, setup.example)
-    _fit(model, setup, setup.task.epochs, "narrow")
-    trained: nn.Module = model
-    return trained
+    width = networks_module().width_for(setup.build, setup.task.target, setup.example)
+    model = setup.build(width)
+    fit_stage(model, setup, setup.task.epochs, "narrow")
+    return model, {"width": width}
 
 
-def magnitude(setup: Setup) -> nn.Module:
+def magnitude(
+    setup: Setup, *, dense_share: float = 0.5, importance: str = "magnitude"
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train densely for half of the epochs, cut by magnitude, fine-tune for the other half."""
-    first = setup.task.epochs // 2
+    first = round(dense_share * setup.task.epochs)
     model = setup.build(1.0)
-    _fit(model, setup, first, "magnitude, dense")
+    fit_stage(model, setup, first, "magnitude, dense")
     gated = fxprune.auto_gate(model, setup.example)
-    fxprune.select(gated, macs=setup.task.target, importance="magnitude")
+    fxprune.select(gated, macs=setup.task.target, importance=importance)
     compact = gated.compact()
-    _fit(compact, setup, setup.task.epochs - first, "magnitude, fine-tuning", stage=1)
-    return compact
+    fit_stage(compact, setup, setup.task.epochs - first, "magnitude, fine-tuning", stage=1)
+    return compact, {"dense_share": dense_share, "importance": importance}
 
 
-def ato(setup: Setup, *, held_share: float = _HELD_SHARE, **overrides: Any) -> nn.Module:
+def ato(
+    setup: Setup, *, held_share: float = 0.05, **overrides: Any
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train once with Auto-Train-Once; nothing is fine-tuned.
 
     A share of the training images is held back for the controller: weights are trained on the rest,
@@ -64,18 +70,16 @@ def ato(setup: Setup, *, held_share: float = _HELD_SHARE, **overrides: Any) -> n
     """
     from fxprune.controllers import AutoTrainOnce
 
-    data, epochs = setup.data, setup.task.epochs
+    data, task = setup.data, setup.task
     held, rest = _split(len(data.train_images), held_share, setup.seed)
-    images, labels = data.train_images[rest], data.train_labels[rest]
     gated = fxprune.auto_gate(setup.build(1.0), setup.example)
-    optimizer = make_optimizer(gated, setup.task.rate)
+    optimizer = make_optimizer(gated, task.rate)
+    steps = steps_of(len(rest), task.epochs)
     controller = AutoTrainOnce(
-        gated,
-        optimizer,
-        steps=steps_of(len(images), epochs),
-        **{"macs": setup.task.target, "seed": setup.seed} | overrides,
+        gated, optimizer, steps=steps, **{"macs": task.target, "seed": setup.seed} | overrides
     )
-    held_back = batches(data.train_images[held], data.train_labels[held], 10**9, setup.seed)
+    # Drawn from for as long as the run lasts: there is no number of epochs on held-back images.
+    held_back = batches(data.train_images[held], data.train_labels[held], None, setup.seed)
 
     def held_loss() -> Tensor:
         x, y = next(held_back)
@@ -83,30 +87,17 @@ def ato(setup: Setup, *, held_share: float = _HELD_SHARE, **overrides: Any) -> n
 
     fit(
         gated,
-        images,
-        labels,
-        epochs=epochs,
-        rate=setup.task.rate,
+        data.train_images[rest],
+        data.train_labels[rest],
+        epochs=task.epochs,
+        rate=task.rate,
         seed=setup.seed,
         what="ato",
         optimizer=optimizer,
         after_step=lambda: controller.step(held_loss),
     )
     controller.finish()
-    return gated.compact()
-
-
-def _fit(model: nn.Module, setup: Setup, epochs: int, what: str, stage: int = 0) -> None:
-    data = setup.data
-    fit(
-        model,
-        data.train_images,
-        data.train_labels,
-        epochs=epochs,
-        rate=setup.task.rate,
-        seed=1000 * stage + setup.seed,
-        what=what,
-    )
+    return gated.compact(), {"held_share": held_share, "every": controller.every} | overrides
 
 
 def _split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -116,9 +107,10 @@ def _split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[:held], order[held:]
 
 
-METHODS: dict[str, Callable[..., nn.Module]] = {
+METHODS: dict[str, Method] = {
     "dense": dense,
     "narrow": narrow,
     "magnitude": magnitude,
+    "torch-pruning": torch_pruning,
     "ato": ato,
 }

@@ -22,7 +22,8 @@ class Row:
     Attributes
     ----------
     task, net, target, method, seed
-        What was run; no two rows of a file agree in all five. The dense reference has target 1.
+        What was run. Of rows that agree in all five the last counts. The dense reference has
+        target 1.
     epochs : int
         Of the whole run.
     accuracy : float

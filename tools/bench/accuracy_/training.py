@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +13,34 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-__all__ = ["BATCH", "accuracy", "batches", "fit", "make_optimizer"]
+from accuracy_.tasks import Setup
+
+__all__ = ["BATCH", "accuracy", "batches", "fit", "fit_stage", "make_optimizer", "steps_of"]
 
 BATCH = 64
 _EVALUATION_BATCH = 256
 
 
-def make_optimizer(model: nn.Module, rate: float) -> SGD:
+def make_optimizer(model: nn.Module, rate: float, decay: float = 5e-4) -> SGD:
     """Return the optimizer of every method: Nesterov's SGD with weight decay on all parameters."""
-    return SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
+
+
+def fit_stage(
+    model: nn.Module, setup: Setup, epochs: int, what: str, stage: int = 0, **options: Any
+) -> None:
+    """Train on all training images of a task; every stage of a run has its own order of images."""
+    data = setup.data
+    fit(
+        model,
+        data.train_images,
+        data.train_labels,
+        epochs=epochs,
+        rate=setup.task.rate,
+        seed=1000 * stage + setup.seed,
+        what=what,
+        **options,
+    )
 
 
 def fit(
@@ -75,11 +96,11 @@ def steps_of(n_images: int, epochs: int) -> int:
 
 
 def batches(
-    images: Tensor, labels: Tensor, epochs: int, seed: int
+    images: Tensor, labels: Tensor, epochs: int | None, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield full batches in a new order every epoch."""
+    """Yield full batches in a new order every epoch; without end when `epochs` is None."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
+    for _ in itertools.count() if epochs is None else range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for start in range(0, len(images) - BATCH + 1, BATCH):
             at = order[start : start + BATCH]
