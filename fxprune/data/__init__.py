@@ -1,7 +1,8 @@
 """Data to train and measure on: two sets that need no download, and folders of image files."""
 
 from fxprune.data.digits import digits
+from fxprune.data.folder import FolderData, image_folder
 from fxprune.data.glyphs import glyphs
 from fxprune.data.images import ImageData
 
-__all__ = ["ImageData", "digits", "glyphs"]
+__all__ = ["FolderData", "ImageData", "digits", "glyphs", "image_folder"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fxprune.data.images import ImageData, standardised
+from fxprune.data.split import stratified
 from fxprune.errors import ConfigError
 from fxprune.inputs import check_count
 
@@ -50,24 +50,7 @@ def digits(size: int = 32, seed: int = 0) -> ImageData:
     labels = torch.from_numpy(bunch.target).long()
     images = torch.from_numpy(bunch.images).float()[:, None]
     images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-    train, test = _split(labels, torch.Generator().manual_seed(seed))
+    train, test = stratified(labels, _TEST_SHARE, torch.Generator().manual_seed(seed))
     parts = standardised(images[train], images[test])
     train_images, test_images = (part.repeat(1, _CHANNELS, 1, 1) for part in parts)
     return ImageData(train_images, labels[train], test_images, labels[test], _CLASSES)
-
-
-def _split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the indices for training and testing; every class gives the same share to testing."""
-    train, test = [], []
-    for label in range(int(labels.max()) + 1):
-        members = (labels == label).nonzero()[:, 0]
-        members = members[torch.randperm(len(members), generator=generator)]
-        held_out = round(_TEST_SHARE * len(members))
-        test.append(members[:held_out])
-        train.append(members[held_out:])
-    shuffled = (
-        part[torch.randperm(len(part), generator=generator)]
-        for part in (torch.cat(train), torch.cat(test))
-    )
-    first, second = shuffled
-    return first, second
