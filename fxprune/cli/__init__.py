@@ -1,4 +1,4 @@
-"""The command line: ``fxprune demo | inspect | prune | compare``."""
+"""The command line: ``fxprune demo | inspect | prune | train | compare``."""
 
 from fxprune.cli.entry import main
 

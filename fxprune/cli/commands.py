@@ -31,7 +31,7 @@ from fxprune.report import latency_line, report
 from fxprune.serialize import save
 from fxprune.verify import verify
 
-__all__ = ["Answer", "compare", "demo", "inspect", "prune"]
+__all__ = ["Answer", "compare", "demo", "ignored_names", "inspect", "prune"]
 
 _SUFFIXES = (".pt", ".onnx")
 
@@ -61,14 +61,14 @@ def demo(args: argparse.Namespace) -> Answer:
 def inspect(args: argparse.Namespace) -> Answer:
     """Say what of a model is prunable."""
     model = build_model(args.model, args.weights)
-    found = explain(model, _inputs(args), ignore=_ignored(args.ignore))
+    found = explain(model, _inputs(args), ignore=ignored_names(args.ignore))
     return Answer(str(found), {"model": args.model, **found.to_dict()})
 
 
 def prune(args: argparse.Namespace) -> Answer:
     """Prune a model once, without training."""
     out = _output(args.out)
-    ignored = _ignored(args.ignore)
+    ignored = ignored_names(args.ignore)
     with _stages(5) as stage:
         stage("build")
         model = build_model(args.model, args.weights)
@@ -214,8 +214,23 @@ def _inputs(args: argparse.Namespace) -> tuple[Tensor, ...] | None:
     return parse_inputs(args.input) if args.input else None
 
 
-def _ignored(texts: Sequence[str]) -> list[Ignore]:
-    """Turn ``re:PATTERN`` into a pattern; everything else is a name."""
+def ignored_names(texts: Sequence[str]) -> list[Ignore]:
+    """Turn what --ignore was given into what `fxprune.auto_gate` takes.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        ``re:PATTERN`` becomes a pattern; everything else is a name.
+
+    Returns
+    -------
+    list
+
+    Raises
+    ------
+    ConfigError
+        When a pattern is no regular expression.
+    """
     found: list[Ignore] = []
     for text in texts:
         if not text.startswith("re:"):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from fxprune import __version__
 from fxprune.cli import commands
 from fxprune.cli.commands import Answer
+from fxprune.cli.train import add_train_options, train
 from fxprune.errors import FxpruneError
 from fxprune.importance import IMPORTANCES
 
@@ -48,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         With ``--debug`` only, instead of exit status 2.
     """
     args = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], Answer] = args.run
+    run: Callable[[argparse.Namespace], Answer | None] = args.run
     try:
         with warnings.catch_warnings():
             if not args.debug:
                 warnings.simplefilter("ignore")
             answer = run(args)
-        print(json.dumps(answer.data) if args.json else answer.text, flush=True)
+        if answer is not None:  # one of several processes speaks for all
+            print(json.dumps(answer.data) if args.json else answer.text, flush=True)
     except FxpruneError as error:
         if args.debug:
             raise
@@ -79,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fxprune {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], Answer | None]
+    ) -> argparse.ArgumentParser:
         made = subparsers.add_parser(
             name, help=run.__doc__, description=run.__doc__, parents=[common]
         )
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _demo(command("demo", commands.demo))
     _inspect(command("inspect", commands.inspect))
     _prune(command("prune", commands.prune))
+    _train(command("train", train))
     _compare(command("compare", commands.compare))
     return parser
 
@@ -126,6 +131,12 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
 
 
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    add_train_options(parser)
+    _add_ignore_and_weights(parser)
+
+
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help="an ONNX file, or a model as for inspect")
     parser.add_argument("second", metavar="B", help="the same")
@@ -135,6 +146,10 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     _add_input_option(parser)
+    _add_ignore_and_weights(parser)
+
+
+def _add_ignore_and_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore",
         action="append",

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -26,7 +26,7 @@ __all__ = ["build_model", "parse_inputs"]
 _FORMS = "a torchvision name, timm:NAME, or package.module:factory"
 
 
-def build_model(name: str, weights: str | None = None) -> nn.Module:
+def build_model(name: str, weights: str | None = None, num_classes: int | None = None) -> nn.Module:
     """Build the model that a name on the command line stands for.
 
     Parameters
@@ -37,6 +37,8 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     weights : str, optional
         A file with a state_dict, or else a name of weights that torchvision knows; ``DEFAULT`` for
         timm's. Without it the weights are what the builder makes, mostly random.
+    num_classes : int, optional
+        Width of the output, where the library builds the model; a factory decides for itself.
 
     Returns
     -------
@@ -52,12 +54,13 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     """
     file = weights if weights is not None and os.path.exists(weights) else None
     known = weights if file is None else None
+    sizes = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("timm:"):
-        model = _from_timm(name.removeprefix("timm:"), known)
+        model = _from_timm(name.removeprefix("timm:"), known, sizes)
     elif ":" in name:
         model = _from_factory(name, known)
     else:
-        model = _from_torchvision(name, known)
+        model = _from_torchvision(name, known, sizes)
     if file is not None:
         _load_weights(model, file)
     return model.eval()
@@ -101,11 +104,11 @@ def parse_inputs(texts: Sequence[str]) -> tuple[torch.Tensor, ...]:
     return tuple(made)
 
 
-def _from_torchvision(name: str, weights: str | None) -> nn.Module:
+def _from_torchvision(name: str, weights: str | None, sizes: Mapping[str, int]) -> nn.Module:
     names = torchvision_models.list_models()
     if name not in names:
         raise _unknown(name, "torchvision", names)
-    options: dict[str, Any] = {"weights": weights}
+    options: dict[str, Any] = {"weights": weights, **sizes}
     builder = torchvision_models.get_model_builder(name)
     if weights is None and "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None  # by default a detector's backbone is downloaded
@@ -116,7 +119,7 @@ def _from_torchvision(name: str, weights: str | None) -> nn.Module:
     )
 
 
-def _from_timm(name: str, weights: str | None) -> nn.Module:
+def _from_timm(name: str, weights: str | None, sizes: Mapping[str, int]) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -129,7 +132,7 @@ def _from_timm(name: str, weights: str | None) -> nn.Module:
     if weights not in (None, "DEFAULT"):
         raise _no_weights(str(weights), "DEFAULT, or the path of a file with a state_dict")
     return _built(
-        lambda: timm.create_model(name, pretrained=weights is not None),
+        lambda: timm.create_model(name, pretrained=weights is not None, **sizes),
         f"timm model {name}",
         _options(weights),
     )

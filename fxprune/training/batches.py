@@ -147,7 +147,12 @@ class DatasetSamples:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, groups: Sequence[Tensor], epoch: int = 0) -> Iterator[Batch]:
-        """Yield what the dataset gives; see `Samples.batches`."""
+        """Yield what the dataset gives; see `Samples.batches`.
+
+        A dataset with a method ``set_epoch``, such as `fxprune.data.ImageFiles`, is told the epoch.
+        """
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
         loader = DataLoader(
             _Keyed(self.dataset, self.seed),
             batch_sampler=[[(epoch, row) for row in rows.tolist()] for rows in groups],
@@ -169,5 +174,5 @@ class _Keyed(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, row = key
         with preserved(_CPU):
-            seed_all(self._seed, _SAMPLE, epoch, row)
+            seed_all(_CPU, self._seed, _SAMPLE, epoch, row)
             return self._dataset[row]

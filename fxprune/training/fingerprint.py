@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.gated import GatedModule
-from fxprune.training.batches import DatasetSamples, Samples, TensorSamples
+from fxprune.training.batches import Samples, TensorSamples
 from fxprune.training.settings import TrainSettings
 
 __all__ = ["fingerprint"]
@@ -59,13 +61,16 @@ def _tensors(model: nn.Module) -> dict[str, str]:
 
 def _describe(samples: Samples) -> str:
     """Return how many samples there are, and a digest of them as far as that is cheap."""
+    size = f"{len(samples)} samples"
     if isinstance(samples, TensorSamples):
-        return f"{len(samples)} samples, digest {_digest(samples.images, samples.labels)}"
-    if isinstance(samples, DatasetSamples):
-        targets = getattr(samples.dataset, "targets", None)
-        if targets is not None:
-            return f"{len(samples)} samples, digest {_digest(torch.as_tensor(targets))}"
-    return f"{len(samples)} samples"
+        return f"{size}, digest {_digest(samples.images, samples.labels)}"
+    dataset: Any = getattr(samples, "dataset", None)
+    if hasattr(dataset, "samples"):  # files and classes, as torchvision has them
+        lines = [f"{Path(file).parent.name}/{Path(file).name} {n}" for file, n in dataset.samples]
+        return f"{size}, digest {_shortened(hashlib.sha256(chr(10).join(lines).encode()))}"
+    if hasattr(dataset, "targets"):
+        return f"{size}, digest {_digest(torch.as_tensor(dataset.targets))}"
+    return size
 
 
 def _digest(*tensors: Tensor) -> str:
@@ -73,4 +78,8 @@ def _digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         found.update(str((tuple(tensor.shape), tensor.dtype)).encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return _shortened(found)
+
+
+def _shortened(found: hashlib._Hash) -> str:
     return found.hexdigest()[:16]

@@ -19,12 +19,25 @@ __all__ = ["capture", "preserved", "restore", "seed_all"]
 _BITS = 32
 
 
-def seed_all(*key: int) -> None:
-    """Seed all global generators from a tuple of integers; different tuples are unrelated."""
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed((int(words[2]) << _BITS) + int(words[0]))
+def seed_all(device: torch.device, *key: int) -> None:
+    """Seed all global generators from a tuple of integers; different tuples are unrelated.
+
+    Parameters
+    ----------
+    device : torch.device
+        Its generator is among them if it is a CUDA device.
+    *key : int
+        At least 0.
+    """
+    python, numpy, *words = np.random.SeedSequence(key).generate_state(4).tolist()
+    random.seed(python)
+    np.random.seed(numpy)
+    seed = (words[0] << _BITS | words[1]) >> 1
+    # Not torch.manual_seed, which would seed the generators of all accelerators as well.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def capture(device: torch.device) -> dict[str, Any]:

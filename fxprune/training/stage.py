@@ -159,7 +159,7 @@ class Stage:
             If the loss is not finite any more.
         """
         if self._random is None:
-            random_state.seed_all(self._settings.seed, self._ranks.rank)
+            random_state.seed_all(self._ranks.device, self._settings.seed, self._ranks.rank)
         else:
             random_state.restore(self._random[self._ranks.rank], self._ranks.device)
         wrapped = self._ranks.wrap(self.network).train()
@@ -218,8 +218,9 @@ class Stage:
         if self._feed.held_back is None:
             raise ConfigError("This stage has no held-back data.", where=self.name)
         rows = self._ranks.share(self._feed.held_back.batch(self._held_batches))
-        epoch = self._held_batches // self._feed.held_back.per_epoch
         self._held_batches += 1
+        # The epoch of the weights: a dataset has one at a time, and may be loading ahead.
+        epoch = self.done // self._feed.order.per_epoch
         ((images, labels),) = self._feed.samples.batches([rows], epoch)
         return self._loss(self.network, self._moved(images), self._moved(labels))[0]
 

@@ -7,7 +7,6 @@ import random
 import time
 from pathlib import Path
 
-import pytest
 import torch
 from training.runs import SETTINGS, data, deterministic, ends, net, processes, run_child
 
@@ -43,7 +42,8 @@ def kill_after(out: Path, steps: int, delay: float) -> None:
 def test_killed_at_random_moments_the_run_ends_the_same(tmp_path, whole) -> None:
     draw = random.Random(SEED)
     moments = [(draw.randrange(10, 40), 0.02 * draw.random()) for _ in range(3)]
-    print(f"seed {SEED}: killed after these steps and seconds of each sitting: {moments}")
+    # Shown when the test fails.
+    print(f"seed {SEED}: killed after these steps and seconds of each sitting: {moments}")  # noqa: T201
     kill_after(tmp_path, *moments[0])
     killed(tmp_path, 4, "within the file")
     kill_after(tmp_path, *moments[1])
