@@ -8,6 +8,7 @@ function that the compact model computes, whatever its activations do at 0.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -74,7 +75,8 @@ class AutoTrainOnce:
     strength : float, optional
         Of the projection before masks are fixed. By default the paper's 10, or what it takes to
         reach zero within the projection phase where that is more: short runs, small rates.
-    schedule : Schedule
+    schedule : Schedule, optional
+        The paper's in a long run; a longer search with a paced target in a short one.
     round_to : int, optional
         Widths stay multiples of this; what `auto_gate` was given by default.
     seed : int
@@ -140,7 +142,7 @@ class AutoTrainOnce:
         check_optimizer(optimizer, gated)
         check_count("steps", steps)
         check_count("seed", seed, least=0)
-        self.schedule = schedule or Schedule()
+        self.schedule = Schedule.for_run(steps) if schedule is None else schedule
         self.steps = steps
         self.every = self.schedule.every(steps) if every is None else check_count("every", every)
         rate = self.schedule.rate(steps, self.every) if learning_rate is None else learning_rate
@@ -253,7 +255,8 @@ class AutoTrainOnce:
             _log.warning("step %d: the held-back loss is not finite; skipped", self.steps_done)
             return
         kept = self._share(round_straight_through(gates))
-        term = self._weight * resource_term(kept, self._target)
+        target = self.schedule.target(self.steps_done, self.steps, self._target)
+        term = self._weight * resource_term(kept, target)
         self._optimizer.zero_grad()
         torch.autograd.backward([gates, term], [slope.to(gates), torch.ones_like(term)])
         self._optimizer.step()
@@ -362,7 +365,7 @@ class AutoTrainOnce:
             "every": self.every,
             "rate": self._optimizer.defaults["lr"],
             "resource_weight": self._weight,
-            "schedule": [self.schedule.search, self.schedule.projection, self.schedule.final],
+            "schedule": list(dataclasses.astuple(self.schedule)),
             "round_to": self._round_to,
             "pressure": self._pressure.settings(),
             "groups": [[group.name, group.size] for group in self._gated.groups],

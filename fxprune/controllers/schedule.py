@@ -31,11 +31,16 @@ class Schedule:
         Share after which units that the controller would close are driven to zero.
     final : float
         Share after which masks are fixed and hard.
+    pace : float
+        Share of the search that the target takes to fall, geometrically, from the dense model to
+        what was asked. 0 asks for all of it at once: in a long run the controller's own rate makes
+        the way gradual, in a short one a jump would leave a net too small to learn from.
 
     Raises
     ------
     ConfigError
-        Unless ``0 <= search <= projection <= final < 1`` and ``search < final``.
+        Unless ``0 <= search <= projection <= final < 1``, ``search < final`` and ``0 <= pace <=
+        1``.
 
     References
     ----------
@@ -46,17 +51,32 @@ class Schedule:
     search: float = 0.1
     projection: float = 0.2
     final: float = 0.5
+    pace: float = 0.0
+
+    @classmethod
+    def for_run(cls, steps: int) -> Schedule:
+        """Return the paper's schedule for a run as long as the paper's, another for a short one.
+
+        Short is where a controller step in 20 weight steps would be too few for it to learn. Its
+        search then lasts longer and its target is paced.
+        """
+        paper = cls()
+        if paper._window(steps) >= PAPER_EVERY * _CONTROLLER_STEPS:
+            return paper
+        return cls(search=0.1, projection=0.2, final=0.7, pace=0.9)
 
     def __post_init__(self) -> None:
-        marks = (self.search, self.projection, self.final)
+        marks = (self.search, self.projection, self.final, self.pace)
         numbers = all(isinstance(m, (int, float)) and not isinstance(m, bool) for m in marks)
         if not numbers or not (
-            0 <= self.search <= self.projection <= self.final < 1 and self.search < self.final
+            0 <= self.search <= self.projection <= self.final < 1
+            and self.search < self.final
+            and 0 <= self.pace <= 1
         ):
             raise ConfigError(
                 "The phases of a schedule must be shares of the run, in order.",
                 seen=f"search={self.search!r}, projection={self.projection!r}, "
-                f"final={self.final!r}",
+                f"final={self.final!r}, pace={self.pace!r}",
                 hint="for example Schedule(search=0.1, projection=0.2, final=0.5)",
             )
 
@@ -77,16 +97,24 @@ class Schedule:
                 return phase
         return "warm-up"
 
+    def target(self, step: int, steps: int, target: float) -> float:
+        """Return the share of the resource to aim at after `step` weight steps of `steps`."""
+        length = self.pace * self._window(steps)
+        gone = step - self.start("search", steps)
+        return float(target ** min(1.0, max(0.0, gone / length))) if length else target
+
     def every(self, steps: int) -> int:
         """Return how many weight steps to take per controller step.
 
         The paper's 20 where the run is long enough; fewer where the controller would not learn.
         """
-        window = self.start("final", steps) - self.start("search", steps)
-        return max(1, min(PAPER_EVERY, window // _CONTROLLER_STEPS))
+        return max(1, min(PAPER_EVERY, self._window(steps) // _CONTROLLER_STEPS))
 
     def rate(self, steps: int, every: int) -> float:
         """Return the controller's learning rate: the paper's 1e-3, more where steps are few."""
-        window = self.start("final", steps) - self.start("search", steps)
-        taken = max(1, window // every)
+        taken = max(1, self._window(steps) // every)
         return min(_LARGEST_RATE, max(_FULL_RATE, _FULL_RATE * _FULL_RATE_STEPS / taken))
+
+    def _window(self, steps: int) -> int:
+        """Return the number of weight steps during which the controller learns."""
+        return self.start("final", steps) - self.start("search", steps)
