@@ -54,7 +54,7 @@ _MOBILE_STAGES = (  # expansion, channels, blocks
 )
 _MOBILE_STRIDES = {"imagenet": (2, 1, 2, 2, 2, 1, 2, 1), "small": (1, 1, 2, 2, 2, 1, 2, 1)}
 _MOBILE_LAST = 1280
-_BISECTIONS = 40
+_RESOLUTION = 1e-4  # of the width multiplier: less than a channel of any layer here
 
 
 class PadShortcut(nn.Module):
@@ -248,18 +248,14 @@ def width_for(
     """
     if not 0 < share_of_macs <= 1:
         raise ConfigError("The share of MACs must be in (0, 1].", seen=repr(share_of_macs))
-    shape = example.to("meta")
 
     def macs(width: float) -> int:
-        with torch.device("meta"):  # no memory, no time, no random numbers
-            model = builder(width)
-        return count_macs(model, shape)
+        with torch.random.fork_rng():  # the caller's next weights must not depend on the search
+            return count_macs(builder(width), example)
 
     target = share_of_macs * macs(1.0)
     low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
+    while high - low > _RESOLUTION:
         middle = (low + high) / 2
         low, high = (middle, high) if macs(middle) < target else (low, middle)
-        if high - low < 1e-4:
-            break
     return min((high, low), key=lambda width: abs(macs(width) - target))
