@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -268,6 +269,32 @@ def _narrow(bench, setup):
     with torch.random.fork_rng():
         torch.manual_seed(setup.seed)
         return bench.METHODS["narrow"](setup)[0].conv1.weight
+
+
+class _OneChannelLess:
+    """Stands for torch-pruning's pruner: every step takes one of 8 channels of a 1x1 convolution."""
+
+    def __init__(self, model):
+        self.model = model
+        self.current_step = 0
+
+    def step(self):
+        self.current_step += 1
+        self.model[0] = torch.nn.Conv2d(3, 8 - self.current_step, 1)
+
+
+@pytest.mark.parametrize(("target", "channels"), [(0.7, 6), (0.65, 5), (0.5, 4), (1.0, 8)])
+def test_stepwise_pruning_ends_at_the_nearest_step(bench, setup, target, channels):
+    module = importlib.import_module("accuracy_.group_norm")
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1))
+    asked = dataclasses.replace(setup, task=dataclasses.replace(setup.task, target=target))
+    assert module._prune(_OneChannelLess(model), model, asked)[0].out_channels == channels
+
+
+def test_torch_pruning_that_is_missing_is_named(bench, setup, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ConfigError, match="not installed"):
+        bench.measure(setup, "torch-pruning")
 
 
 def test_unknown_tasks_and_methods_are_refused(bench, setup):
