@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.cli import commands, entry, main, models
+from fxprune.cli import commands, entry, main, models, train
 from fxprune.errors import ConfigError, LoadError
 from fxprune.export import export_onnx
 from fxprune.serialize import load
@@ -23,6 +23,12 @@ from fxprune_test_helper import WIDTH
 
 def small():
     return nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.ReLU(), nn.Conv2d(WIDTH, 4, 1))
+
+def classifier():
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )
 
 def two_inputs():
     class Net(nn.Module):
@@ -181,6 +187,97 @@ def test_arguments_that_cannot_be_parsed(arguments, capsys):
     assert "usage: fxprune" in capsys.readouterr().err
 
 
+# -- train -----------------------------------------------------------------------------------------
+CLASSIFIER = "fxprune_test_nets:classifier"
+DIGITS = ["--data", "digits", "--size", "8"]
+
+
+def test_train_ends_with_one_line_of_json(run, here):
+    options = ["--macs", "0.5", "--epochs", "1", "--out", "made", "--json"]
+    status, out, _ = run("train", CLASSIFIER, *DIGITS, *options)
+    assert status == 0
+    data = json.loads(out.splitlines()[-1])
+    assert set(data) == {"dense", "compact", "target", "max_abs_error", "seconds", "onnx"}
+    for network in ("dense", "compact"):
+        assert set(data[network]) == {"macs", "params", "accuracy"}
+        assert 0 <= data[network]["accuracy"] <= 1
+    assert data["target"] == {"macs": 0.5}
+    assert data["compact"]["macs"] / data["dense"]["macs"] == pytest.approx(0.5, rel=0.01)
+    assert data["onnx"] == str(Path("made") / "compact.onnx")
+    assert (here / data["onnx"]).stat().st_size > 0
+    compact = load(here / "made" / "compact.pt", models.build_model(CLASSIFIER))
+    assert sum(p.numel() for p in compact.parameters()) == data["compact"]["params"]
+
+    status, out, err = run("train", CLASSIFIER, *DIGITS, *options)
+    assert (status, out) == (2, "")
+    assert "already holds a training run" in err
+    status, out, _ = run("train", CLASSIFIER, *DIGITS, *options, "--resume")
+    assert status == 0
+    assert json.loads(out)["compact"] == data["compact"]
+
+
+def test_train_takes_its_options_and_prints_tables(run, here, monkeypatch):
+    seen = {}
+    plain = train.run_training
+
+    def spy(model, data, settings, out, resume):
+        seen.update(settings=settings, data=data)
+        return plain(model, data, settings, out, resume=resume)
+
+    monkeypatch.setattr(train, "run_training", spy)
+    status, out, _ = run(
+        *("train", CLASSIFIER, *DIGITS, "--params", "0.6", "--epochs", "1", "--out", "made"),
+        *("--no-dense", "--round-to", "2", "--ignore", r"re:^0\.", "--seed", "3", "--lr", "0.01"),
+        *("--optimizer", "adamw", "--schedule", "cosine", "--batch-size", "32", "--clip", "1"),
+        *("--weight-decay", "0.1", "--held-back", "0.1", "--accumulate", "2", "--amp"),
+        *("--device", "cpu", "--every", "4", "--workers", "0", "--momentum", "0.8"),
+    )
+    assert status == 0
+    assert "not trained" in out
+    assert "Budget: params: asked 60.00%" in out
+    settings = seen["settings"]
+    assert (settings.target, settings.epochs, settings.dense) == (("params", 0.6), 1, False)
+    assert (settings.round_to, settings.seed, settings.rate) == (2, 3, 0.01)
+    assert (settings.optimizer, settings.schedule, settings.clip) == ("adamw", "cosine", 1)
+    assert (settings.batch_size, settings.accumulate, settings.amp) == (32, 2, True)
+    assert (settings.weight_decay, settings.held_back, settings.every) == (0.1, 0.1, 4)
+    assert (settings.device, settings.workers, settings.momentum) == ("cpu", 0, 0.8)
+    assert seen["data"].train_images.shape[2:] == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere"], "takes digits, glyphs, or a folder"),
+        (["--data", "."], "two classes"),
+        ([*DIGITS, "--macs", "2"], "must be a share in"),
+        ([*DIGITS, "--macs", "0.0001"], "No keep-mask reaches macs=0.0001"),
+        ([*DIGITS, "--epochs", "0"], "'epochs' argument must be an integer >= 1"),
+        ([*DIGITS, "--device", "abacus"], "no device 'abacus'"),
+        ([*DIGITS, "--ignore", "nothing"], "matches no module or parameter"),
+    ],
+)
+def test_train_refuses_before_it_trains(run, here, options, message):
+    given = ["--macs", "0.5", "--epochs", "1", "--out", "made"]
+    status, out, err = run("train", CLASSIFIER, *given, *options)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "step" not in err
+    assert not (here / "made").exists()
+
+
+def test_train_wants_as_many_scores_as_classes(run):
+    given = ["--data", "glyphs", "--macs", "0.5", "--epochs", "1", "--out", "made"]
+    status, _, err = run("train", CLASSIFIER, *given)
+    assert status == 2
+    assert "returns 10 scores, but the data has 62 classes" in err
+
+
+def test_of_several_processes_one_prints(run, monkeypatch):
+    monkeypatch.setattr(commands, "inspect", lambda args: None)
+    assert run("inspect", "net") == (0, "", "")
+
+
 # -- compare ---------------------------------------------------------------------------------------
 def test_compare_a_file_with_a_model(run_json, here):
     wide = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
@@ -286,6 +383,7 @@ def test_packages_of_the_current_directory_are_found(here):
 
 def test_torchvision_names_build():
     assert type(models.build_model("squeezenet1_1")).__name__ == "SqueezeNet"
+    assert models.build_model("resnet18", num_classes=7).fc.out_features == 7
 
 
 def test_building_a_detector_downloads_nothing(monkeypatch):
@@ -300,9 +398,12 @@ def test_building_a_detector_downloads_nothing(monkeypatch):
 def test_timm_names_build(monkeypatch):
     timm = ModuleType("timm")
     timm.list_models = lambda: ["tiny_net"]
-    timm.create_model = lambda name, pretrained: nn.Linear(2, 3 if pretrained else 1)
+    timm.create_model = lambda name, pretrained, num_classes=1: nn.Linear(
+        2, 3 if pretrained else num_classes
+    )
     monkeypatch.setitem(sys.modules, "timm", timm)
     assert models.build_model("timm:tiny_net").out_features == 1
+    assert models.build_model("timm:tiny_net", num_classes=5).out_features == 5
     assert models.build_model("timm:tiny_net.a1", "DEFAULT").out_features == 3
     with pytest.raises(ConfigError, match="no 'tiny_nut' in timm"):
         models.build_model("timm:tiny_nut")
@@ -398,6 +499,6 @@ def test_a_closed_pipe_is_no_error(here):
 def test_every_command_has_json():
     parser = entry._parser()
     choices = parser._subparsers._group_actions[0].choices
-    assert set(choices) >= {"demo", "inspect", "prune", "compare"}
+    assert set(choices) >= {"demo", "inspect", "prune", "train", "compare"}
     for command in choices.values():
         assert "--json" in command.format_help()

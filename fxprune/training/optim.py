@@ -54,7 +54,7 @@ def build_schedule(optimizer: optim.Optimizer, settings: TrainSettings, steps: i
         To be stepped once per optimizer step.
     """
     if settings.schedule == "one-cycle":
-        return OneCycleLR(optimizer, settings.rate, total_steps=steps + 1)
+        return OneCycleLR(optimizer, settings.rate, total_steps=steps, cycle_momentum=False)
     warm_up = max(1, round(_WARM_UP * steps))
 
     def factor(step: int) -> float:

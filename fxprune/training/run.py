@@ -204,20 +204,23 @@ class _Run:
                 seen=f"{type(error).__name__}: {error.strerror}",
                 hint="pass a folder that is writable",
             ) from error
-        if resume:
-            saved = self._checkpoints.read()
-            if saved is None:
-                _log.warning(
-                    "There is no checkpoint in %s: the run starts from its beginning", self._folder
-                )
+        saved = self._checkpoints.read() if resume else None
+        if saved is not None:
             return saved
+        # A run that stopped before its first checkpoint left a log at most.
         there = [name for name in FILES if (self._folder / name).exists()]
-        if there:
+        if there and not (resume and there == [log.NAME]):
             raise ConfigError(
                 "The folder already holds a training run.",
                 where=str(self._folder),
                 seen=", ".join(there),
-                hint="go on with it (--resume, or resume=True), or give another folder",
+                hint="give another folder"
+                if resume
+                else "go on with it (--resume, or resume=True), or give another folder",
+            )
+        if resume:
+            _log.warning(
+                "There is no checkpoint in %s: the run starts from its beginning", self._folder
             )
         return None
 

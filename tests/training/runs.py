@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fxprune.data import ImageData
+from fxprune.errors import ConfigError
 from fxprune.training import TrainingResult, TrainSettings, train
-from fxprune.training.checkpoint import NAME
+from fxprune.training.checkpoint import NAME, Checkpoints
 from fxprune.training.log import Log
 
 N_CLASSES = 4
@@ -123,7 +124,7 @@ def _die_while_writing(number: int, moment: str) -> None:
 
 
 def rank_child(rank: int, world: int, port: int, out: Path) -> None:
-    """Train as torchrun would have one of several processes do it."""
+    """Train as torchrun would have one of several processes do it, in two sittings."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -135,5 +136,23 @@ def rank_child(rank: int, world: int, port: int, out: Path) -> None:
     model = net(norm=False)
     if rank:  # the first rank's weights count
         nn.init.zeros_(model[0].weight)
-    result = train(model, data(), RANKS_SETTINGS, out)
-    torch.save({"ends": ends(result), "figures": result.to_dict()}, out / f"rank{rank}.pt")
+    write = Checkpoints.write
+    Checkpoints.write = _refuse_write
+    try:
+        train(model, data(), RANKS_SETTINGS, out)
+    except ConfigError as error:
+        refused = str(error)
+    Checkpoints.write = write
+    result = train(model, data(), RANKS_SETTINGS, out, resume=True)
+    left = {"ends": ends(result), "figures": result.to_dict(), "refused": refused}
+    torch.save(left, out / f"rank{rank}.pt")
+
+
+_write = Checkpoints.write
+
+
+def _refuse_write(self: Checkpoints, state: Any) -> None:
+    """Write three checkpoints, then fail, as a full disk would make it."""
+    if state["done"] > 3 * 11:
+        raise ConfigError("The disk is full.")
+    _write(self, state)

@@ -58,6 +58,10 @@ def test_they_end_as_one_process_with_the_same_global_batch(found, tmp_path) -> 
         torch.testing.assert_close(found[0]["ends"][name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_an_error_of_the_first_rank_reaches_all(found) -> None:
+    assert [one["refused"] for one in found] == ["The disk is full."] * WORLD
+
+
 def test_only_the_first_rank_writes(found, folder) -> None:
     names = {path.name for path in folder.iterdir()}
     assert {"checkpoint.pt", "log.csv", "compact.onnx", "compact.pt"} < names
