@@ -13,7 +13,10 @@ from fxprune.serialize import load
 
 pytest.importorskip("sklearn")
 
-FILES = ["compact.onnx", "compact.pt", "dense.onnx", "report.html", "report.md", "result.json"]
+FILES = [
+    *("compact.onnx", "compact.pt", "dense.onnx", "log.csv", "log.png"),
+    *("report.html", "report.md", "result.json"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +35,31 @@ def result(folder):
 
 def test_the_budget_is_met_and_the_cut_is_exact(result):
     assert isinstance(result, DemoResult)
-    assert result.selection.reached == pytest.approx(0.4, rel=0.01)
-    assert result.verification.passed
-    assert result.onnx_error < 1e-4
+    training = result.training
+    assert training.selection.reached == pytest.approx(0.4, rel=0.01)
+    assert training.verification.passed
+    assert max(training.dense.onnx_error, training.compact.onnx_error) < 1e-4
+    widths = [group.kept for group in result.report.groups]
+    assert all(width % 16 == 0 for width in widths)
 
 
 def test_quick_is_one_epoch_each(result):
-    assert (result.epochs, result.tuning_epochs, result.test_images) == (1, 1, 359)
-    for accuracy in (result.accuracy_dense, result.accuracy_cut, result.accuracy_compact):
+    assert (result.training.epochs, result.test_images) == (1, 359)
+    assert [(row.stage, row.epoch) for row in result.training.rows] == [("dense", 1), ("ato", 1)]
+    for accuracy in (result.accuracy_dense, result.accuracy_compact):
         assert 0 <= accuracy <= 1
+
+
+def test_torch_and_onnxruntime_agree_on_every_image(result):
+    for figures in (result.training.dense, result.training.compact):
+        assert figures.accuracy.differing == 0
 
 
 def test_files_are_written(result, folder):
     assert sorted(file.name for file in folder.iterdir()) == FILES
     assert sorted(path.name for path in result.files) == FILES
+    assert all(path.parent == folder for path in result.files)
+    assert result.training.compact.onnx == folder / "compact.onnx"
     compact, dense = ((folder / f"{name}.onnx").stat().st_size for name in ("compact", "dense"))
     assert compact < dense
 
@@ -54,6 +68,7 @@ def test_the_result_is_json(result, folder):
     data = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert data == json.loads(json.dumps(result.to_dict()))
     assert data["accuracy"]["test_images"] == 359
+    assert data["accuracy"]["compact"] == data["accuracy"]["torch_compact"]
     assert data["selection"]["met"] is True
     assert data["report"]["macs_kept"] == pytest.approx(0.4, rel=0.01)
     assert data["report"]["after"]["latency"]["threads"] == 1
@@ -63,8 +78,10 @@ def test_the_reports_name_accuracy_macs_and_latency(result, folder):
     for text in (str(result), (folder / "report.md").read_text(encoding="utf-8")):
         assert "MACs kept 4" in text or "MACs kept 39" in text
         assert "(1 thread, batch 1, median of 30)" in text
-        assert "Accuracy on 359 test images" in text
-        assert "cut, not tuned" in text
+        assert "359 test images, no fine-tuning" in text
+        assert "accuracy, onnxruntime" in text
+        assert "Budget: macs: asked 40.00%" in text
+        assert "put 0 of 359 test images into different classes" in text
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "(359 test images, in onnxruntime)" in page
 
