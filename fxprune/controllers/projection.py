@@ -15,6 +15,8 @@ from fxprune.controllers.producers import ClosedRows, Producers
 
 __all__ = ["PROJECTIONS", "HalfSpace", "Projection", "Proximal"]
 
+_TINY = torch.finfo(torch.float32).tiny
+
 
 class Projection(ABC):
     """What is done to closed units after an optimizer step.
@@ -69,10 +71,10 @@ class Proximal(Projection):
     def apply(self, rows: list[ClosedRows], rates: list[float], strength: Tensor) -> None:
         """Shrink every closed unit's norm by ``eta * lambda_g``, down to 0."""
         values = [one.take() for one in rows]
-        norms = self._producers.norms_of(rows, values)
-        shrink = strength / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        norms = self._producers.norms_of(rows, values).clamp_min(_TINY)
         for one, value, rate in zip(rows, values, rates, strict=True):
-            factors = (1 - rate * shrink[one.units]).clamp_min(0)
+            # The rate first: 0 of it must move nothing, also where the norm is 0.
+            factors = (1 - rate * strength[one.units] / norms[one.units]).clamp_min(0)
             one.put(value * one.along(factors))
 
 
@@ -108,10 +110,11 @@ class HalfSpace(Projection):
     def apply(self, rows: list[ClosedRows], rates: list[float], strength: Tensor) -> None:
         """Take the half-space step and remember the result."""
         norms = self._producers.norms_of(rows, self._before)
-        pull = strength / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        lengths = norms.clamp_min(_TINY)
         moved, along = [], torch.zeros_like(norms)
         for one, before, rate in zip(rows, self._before, rates, strict=True):
-            moved.append(one.take() - one.along(rate * pull[one.units]) * before)
+            pull = rate * strength[one.units] / lengths[one.units]
+            moved.append(one.take() - one.along(pull) * before)
             along.index_add_(0, one.units, one.sum_others((moved[-1] * before).float()))
         stays = along >= self.epsilon * norms.square()
         stays &= norms > 0
