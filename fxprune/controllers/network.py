@@ -38,7 +38,7 @@ class ControllerNetwork(nn.Module):
     def __init__(self, sizes: Sequence[int], seed: int) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of this device, not of accelerators too
             tokens = nn.init.orthogonal_(torch.empty(len(sizes), _TOKEN))
             self.register_buffer("tokens", tokens)
             self.gru = nn.GRU(_TOKEN, _HIDDEN, bidirectional=True)
@@ -47,6 +47,8 @@ class ControllerNetwork(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the logits of all units, shape (n_units,), group after group."""
-        features, _ = self.gru(self.tokens)
-        features = F.relu(self.norm(features))
-        return torch.cat([head(f) for head, f in zip(self.heads, features, strict=True)])
+        # A user may hold autocast open around the whole step: it is meant for the model.
+        with torch.autocast(self.tokens.device.type, enabled=False):
+            features, _ = self.gru(self.tokens)
+            features = F.relu(self.norm(features))
+            return torch.cat([head(f) for head, f in zip(self.heads, features, strict=True)])
