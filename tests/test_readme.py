@@ -26,6 +26,17 @@ def test_example(
     assert isinstance(names["half"], torch.fx.GraphModule)
 
 
+def test_training_example(capsys: pytest.CaptureFixture[str]) -> None:
+    _, code, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng():
+        exec(compile(code, str(README), "exec"), names)
+    assert re.fullmatch(
+        r"macs: asked 50\.00% of the dense model, kept (49|50)\.\d\d% \(met\)\n", capsys.readouterr().out
+    )
+    assert isinstance(names["compact"], torch.fx.GraphModule)
+
+
 @pytest.mark.parametrize("command", ["make demo", "make test"])
 def test_the_two_commands_exist(command: str) -> None:
     assert command in README.read_text()
