@@ -14,7 +14,8 @@ Phase = Literal["warm-up", "search", "projection", "final"]
 PAPER_EVERY = 20
 """Weight steps per controller step in Auto-Train-Once's runs of 100 000 steps and more."""
 
-_CONTROLLER_STEPS = 400
+_LONG_WINDOW = 8000  # weight steps to search in; the paper's shortest runs have six times as many
+_CONTROLLER_STEPS = 150
 _FULL_RATE, _FULL_RATE_STEPS = 1e-3, 4000  # the paper's rate suits this many controller steps
 _LARGEST_RATE = 1e-2
 
@@ -61,7 +62,7 @@ class Schedule:
         search then lasts longer and its target is paced.
         """
         paper = cls()
-        if paper._window(steps) >= PAPER_EVERY * _CONTROLLER_STEPS:
+        if paper._window(steps) >= _LONG_WINDOW:
             return paper
         return cls(search=0.1, projection=0.2, final=0.7, pace=0.9)
 
