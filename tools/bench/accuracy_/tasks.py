@@ -24,6 +24,7 @@ __all__ = ["TASKS", "Setup", "Task", "find_task", "networks_module", "set_up"]
 
 _SIZE = 32
 _GLYPHS_PER_CLASS = 50
+_GLYPHS_TEST_PER_CLASS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _load(name: str) -> ImageData:
 
     if name == "digits":
         return fxprune.data.digits(_SIZE)
-    return fxprune.data.glyphs(_SIZE, per_class=_GLYPHS_PER_CLASS)
+    return fxprune.data.glyphs(_SIZE, _GLYPHS_PER_CLASS, _GLYPHS_TEST_PER_CLASS)
 
 
 def _build(net: str, classes: int, width: float) -> nn.Module:
