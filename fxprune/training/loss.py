@@ -54,7 +54,7 @@ def heads(outputs: Any) -> list[Tensor]:
     return found
 
 
-def task_loss(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+def task_loss(outputs: Any, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the loss, and how many samples are classified right.
 
     Parameters
@@ -62,6 +62,8 @@ def task_loss(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     outputs : Tensor, sequence or mapping
         As for `heads`.
     labels : int64 Tensor, shape (n,)
+    smoothing : float
+        Share of a label that goes to all classes alike.
 
     Returns
     -------
@@ -70,7 +72,8 @@ def task_loss(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         gradient.
     """
     first, *others = heads(outputs)
-    loss = F.cross_entropy(first.float(), labels)
+    loss = F.cross_entropy(first.float(), labels, label_smoothing=smoothing)
     for scores in others:
-        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(scores.float(), labels)
+        added = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
+        loss = loss + AUXILIARY_WEIGHT * added
     return loss, (first.detach().argmax(1) == labels).sum()

@@ -59,6 +59,7 @@ def _auto_train_once(
         macs=settings.macs,
         params=settings.params,
         every=settings.every,
+        learning_rate=settings.controller_lr,
         seed=settings.seed,
     )
 

@@ -11,8 +11,6 @@ from fxprune.training.settings import TrainSettings
 
 __all__ = ["build_optimizer", "build_schedule"]
 
-_WARM_UP = 0.05  # share of a cosine run in which the rate rises
-
 
 def build_optimizer(network: nn.Module, settings: TrainSettings) -> optim.Optimizer:
     """Make the optimizer of a network's parameters.
@@ -32,7 +30,7 @@ def build_optimizer(network: nn.Module, settings: TrainSettings) -> optim.Optimi
             network.parameters(),
             rate,
             momentum=settings.momentum,
-            nesterov=settings.momentum > 0,
+            nesterov=settings.nesterov and settings.momentum > 0,
             weight_decay=decay,
         )
     kind = optim.Adam if settings.optimizer == "adam" else optim.AdamW
@@ -55,7 +53,7 @@ def build_schedule(optimizer: optim.Optimizer, settings: TrainSettings, steps: i
     """
     if settings.schedule == "one-cycle":
         return OneCycleLR(optimizer, settings.rate, total_steps=steps, cycle_momentum=False)
-    warm_up = max(1, round(_WARM_UP * steps))
+    warm_up = max(1, round(settings.warm_up * steps))
 
     def factor(step: int) -> float:
         if step < warm_up:

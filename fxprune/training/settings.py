@@ -33,6 +33,8 @@ class TrainSettings:
         Name of the controller, a key of `fxprune.training.methods.METHODS`.
     every : int, optional
         Weight steps per controller step; the controller decides by default.
+    controller_lr : float, optional
+        Learning rate of the controller; it decides by default.
     held_back : float in (0, 0.5]
         Share of the training data that only the controller sees.
     round_to : int
@@ -46,14 +48,21 @@ class TrainSettings:
     accumulate : int
         Parts in which the gradient of one optimizer step is computed, to save memory.
     optimizer : {"sgd", "adam", "adamw"}
-        SGD is with Nesterov momentum.
+        SGD is with momentum.
     lr : float, optional
         Peak learning rate; 0.05 for SGD, 0.001 for the others.
     momentum : float in [0, 1)
         For SGD.
+    nesterov : bool
+        Nesterov's momentum instead of the plain one, for SGD.
     weight_decay : float
     schedule : {"one-cycle", "cosine"}
         Course of the learning rate over the run; cosine warms up linearly first.
+    warm_up : float in [0, 1)
+        Share of a cosine run in which the rate rises.
+    label_smoothing : float in [0, 1)
+        Share of a label that goes to all classes alike; in the loss of the weights, not in the
+        controller's.
     clip : float, optional
         Largest norm of the whole gradient.
     amp : bool
@@ -79,6 +88,7 @@ class TrainSettings:
     epochs: int
     method: str = "ato"
     every: int | None = None
+    controller_lr: float | None = None
     held_back: float = 0.05
     round_to: int = 1
     ignore: tuple[Ignore, ...] = ()
@@ -88,8 +98,11 @@ class TrainSettings:
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float | None = None
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    warm_up: float = 0.05
+    label_smoothing: float = 0.0
     clip: float | None = None
     amp: bool = False
     device: str = "auto"
@@ -118,11 +131,12 @@ class TrainSettings:
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_number("held_back", self.held_back, above=0, most=0.5)
         _check_number("weight_decay", self.weight_decay, least=0)
-        _check_number("momentum", self.momentum, least=0, below=1)
-        for name in ("lr", "clip"):
+        for name in ("momentum", "warm_up", "label_smoothing"):
+            _check_number(name, getattr(self, name), least=0, below=1)
+        for name in ("lr", "controller_lr", "clip"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), above=0)
-        for name in ("dense", "amp"):
+        for name in ("dense", "amp", "nesterov"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
                     f"The '{name}' argument must be a bool.", seen=repr(getattr(self, name))

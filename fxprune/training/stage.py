@@ -201,7 +201,7 @@ class Stage:
         for number, (some, theirs) in enumerate(parts, 1):
             alone = number < len(parts)
             with self._ranks.unsynchronised(wrapped) if alone else nullcontext():
-                loss, right = self._loss(wrapped, some, theirs)
+                loss, right = self._loss(wrapped, some, theirs, self._settings.label_smoothing)
                 (loss * (len(theirs) / len(labels))).backward()  # type: ignore[no-untyped-call]
             self._count(loss, right, len(theirs))
         if self._settings.clip is not None:
@@ -224,11 +224,13 @@ class Stage:
         ((images, labels),) = self._feed.samples.batches([rows], epoch)
         return self._loss(self.network, self._moved(images), self._moved(labels))[0]
 
-    def _loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         amp = self._settings.amp
         with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=amp):
             outputs = model(images)
-        return task_loss(outputs, labels)
+        return task_loss(outputs, labels, smoothing)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._ranks.device, non_blocking=True)

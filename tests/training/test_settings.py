@@ -31,6 +31,10 @@ from fxprune.training import TrainSettings
         ({"lr": float("nan")}, "'lr' argument"),
         ({"clip": True}, "'clip' argument"),
         ({"amp": 1}, "'amp' argument must be a bool"),
+        ({"nesterov": None}, "'nesterov' argument must be a bool"),
+        ({"warm_up": 1}, "'warm_up' argument must be a number >= 0 and < 1"),
+        ({"label_smoothing": -0.1}, "'label_smoothing' argument must be a number >= 0 and < 1"),
+        ({"controller_lr": 0}, "'controller_lr' argument must be a number > 0"),
     ],
     ids=str,
 )

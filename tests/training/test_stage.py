@@ -160,6 +160,45 @@ def test_the_cosine_warms_up_and_ends_at_nothing() -> None:
     assert 0 < rates[-1] < 1e-3
 
 
+def test_the_warm_up_is_a_share_of_the_run() -> None:
+    settings = dataclasses.replace(SETTINGS, schedule="cosine", lr=1.0, warm_up=0.2)
+    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    schedule = build_schedule(optimizer, settings, 20)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[12] == pytest.approx(0.5)
+
+
+def test_momentum_is_nesterovs_unless_it_is_not_asked_for() -> None:
+    model = nn.Linear(1, 1)
+    plain = dataclasses.replace(SETTINGS, nesterov=False)
+    assert build_optimizer(model, SETTINGS).defaults["nesterov"]
+    assert not build_optimizer(model, plain).defaults["nesterov"]
+    assert build_optimizer(model, plain).defaults["momentum"] == 0.9
+
+
+def test_labels_are_smoothed_for_the_weights_only(tmp_path) -> None:
+    one = stage("ato", norm=False, label_smoothing=0.4)
+    rows = torch.arange(16)
+    images, labels = data().train_images[rows], data().train_labels[rows]
+    scores = one.network(images)
+    expected = F.cross_entropy(scores, labels, label_smoothing=0.4)
+    one._weight_step(one.network, images, labels)
+    assert one._sums[0] == pytest.approx(16 * expected.item())
+    held = one._feed.held_back.batch(0)
+    scores = one.network(data().train_images[held])
+    assert torch.equal(one._held_back_loss(), F.cross_entropy(scores, data().train_labels[held]))
+
+
+def test_the_controller_learns_at_the_rate_it_is_given() -> None:
+    assert stage("ato", controller_lr=0.03).controller.state_dict()["settings"]["rate"] == 0.03
+    assert stage("ato").controller.state_dict()["settings"]["rate"] != 0.03
+
+
 def test_the_task_loss_counts_auxiliary_heads() -> None:
     labels = torch.tensor([0, 1, 1])
     first, second = torch.randn(3, 2), torch.randn(3, 2)
