@@ -64,7 +64,7 @@ class Schedule:
         paper = cls()
         if paper._window(steps) >= _LONG_WINDOW:
             return paper
-        return cls(search=0.1, projection=0.2, final=0.7, pace=0.9)
+        return cls(search=0.1, projection=0.4, final=0.7, pace=0.9)
 
     def __post_init__(self) -> None:
         marks = (self.search, self.projection, self.final, self.pace)
