@@ -37,7 +37,7 @@ class ControllerNetwork(nn.Module):
 
     def __init__(self, sizes: Sequence[int], seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # of this device, not of accelerators too
             tokens = nn.init.orthogonal_(torch.empty(len(sizes), _TOKEN))
             self.register_buffer("tokens", tokens)

@@ -23,7 +23,7 @@ def logistic_noise(n: int, generator: torch.Generator) -> Tensor:
     ----------
     .. [1] Maddison et al., "The Concrete Distribution", ICLR 2017, appendix B.
     """
-    uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
     return torch.logit(uniform, eps=1e-9).float()
 
 

@@ -14,7 +14,7 @@ Phase = Literal["warm-up", "search", "projection", "final"]
 PAPER_EVERY = 20
 """Weight steps per controller step in Auto-Train-Once's runs of 100 000 steps and more."""
 
-_LONG_WINDOW = 8000  # weight steps to search in; the paper's shortest runs have several times as many
+_LONG_WINDOW = 8000  # weight steps to search in; the paper's runs have several times as many
 _CONTROLLER_STEPS = 150
 _FULL_RATE, _FULL_RATE_STEPS = 1e-3, 4000  # the paper's rate suits this many controller steps
 _LARGEST_RATE = 1e-2
