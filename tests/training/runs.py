@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from fxprune.data import ImageData
 from fxprune.errors import ConfigError
+from fxprune.gated import GatedModule
 from fxprune.training import TrainingResult, TrainSettings, train
 from fxprune.training.checkpoint import NAME, Checkpoints
-from fxprune.training.log import Log
+from fxprune.training.log import Log, Row
 
 N_CLASSES = 4
 SETTINGS = TrainSettings(macs=0.5, epochs=6, batch_size=16, device="cpu")
@@ -70,11 +71,15 @@ def deterministic() -> Iterator[None]:
 
 def ends(result: TrainingResult) -> dict[str, Tensor]:
     """Return everything that two runs which are the same must share at their end."""
+    return states(result.gated, result.dense_network, result.rows)
+
+
+def states(gated: GatedModule, dense: nn.Module, rows: Sequence[Row]) -> dict[str, Tensor]:
     return {
-        **{f"gated {k}": v for k, v in result.gated.state_dict().items()},
-        **{f"dense {k}": v for k, v in result.dense_network.state_dict().items()},
-        **{f"mask {k}": v for k, v in result.gated.keep.items()},
-        "log": torch.tensor([[r.step, r.loss, r.accuracy, r.lr, r.expected] for r in result.rows]),
+        **{f"gated {k}": v for k, v in gated.state_dict().items()},
+        **{f"dense {k}": v for k, v in dense.state_dict().items()},
+        **{f"mask {k}": v for k, v in gated.keep.items()},
+        "log": torch.tensor([[r.step, r.loss, r.accuracy, r.lr, r.expected] for r in rows]),
     }
 
 

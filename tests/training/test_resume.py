@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import random
 import time
 from pathlib import Path
 
+import pytest
 import torch
-from training.runs import SETTINGS, data, deterministic, ends, net, processes, run_child
+from training.runs import (
+    SETTINGS,
+    data,
+    deterministic,
+    ends,
+    net,
+    processes,
+    run_child,
+    states,
+)
 
 from fxprune.training import train
+from fxprune.training.distributed import joined
+from fxprune.training.random_state import preserved
+from fxprune.training.run import _Run
+from fxprune.training.stage import Stage
 
 SEED = 20
+
+
+@pytest.mark.parametrize("steps", [1, 30, 72, 82, 95, 130])
+def test_stopped_in_any_phase_the_run_ends_the_same(tmp_path, whole, monkeypatch, steps) -> None:
+    """Before any checkpoint, within the dense run, at its end, and in the controller's phases."""
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=4, log_every=5)
+    done = 0
+    step = Stage._weight_step
+
+    def stopping(self, *args):
+        nonlocal done
+        if done == steps:
+            raise KeyboardInterrupt
+        done += 1
+        return step(self, *args)
+
+    def sitting(resume: bool) -> dict[str, torch.Tensor]:
+        with deterministic(), joined("cpu") as ranks, preserved(ranks.device):
+            run = _Run(net(), data(), settings, tmp_path, ranks)
+            rows = run.start(resume)
+            run._stages[-1].controller.finish()
+        return states(run._gated, run._dense, rows)
+
+    monkeypatch.setattr(Stage, "_weight_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sitting(resume=False)
+    monkeypatch.setattr(Stage, "_weight_step", step)
+    assert_same(sitting(resume=True), {k: v for k, v in ends(whole).items() if k != "log"})
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 def start(out: Path, fatal_write: int = 0, moment: str = ""):
@@ -53,8 +100,7 @@ def test_killed_at_random_moments_the_run_ends_the_same(tmp_path, whole) -> None
     with deterministic():
         resumed = train(net(), data(), SETTINGS, tmp_path, resume=True)
     found, expected = ends(resumed), ends(whole)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert_same(found, expected)
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["stage"], int(row["step"])) for row in rows] == [
