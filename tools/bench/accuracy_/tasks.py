@@ -112,8 +112,8 @@ def _build(net: str, classes: int, width: float) -> nn.Module:
     if net == "resnet20":
         model = networks.resnet20(classes, width)
     elif net == "mobilenet_v2":
-        # Twice the time of torchvision's strides, but with those it has not learnt after 12 epochs
-        # (26 % instead of 78 % on glyphs): one position is left of 32x32.
+        # Twice the time of torchvision's strides, which leave one position of 32x32: with those it
+        # has hardly learnt after 12 epochs on glyphs (one seed, rate 0.1: 26 % instead of 78 %).
         model = networks.mobilenet_v2(classes, width)
     elif width == 1:
         model = torchvision.models.get_model(net, weights=None, num_classes=classes)
