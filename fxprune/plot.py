@@ -5,13 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fxprune._files import replacing
 from fxprune.errors import ConfigError
 
-__all__ = ["plot_widths"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["new_figure", "plot_widths"]
 
 _FORMATS = (".png", ".svg", ".pdf")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches, which lays itself out.
+
+    Raises
+    ------
+    ConfigError
+        When matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "Pictures need matplotlib, which is not installed.", hint="pip install 'fxprune[plot]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_widths(
@@ -45,13 +66,7 @@ def plot_widths(
         )
     if not widths:
         raise ConfigError("There are no widths to draw.", hint="report a gated model before")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "Pictures need matplotlib, which is not installed.", hint="pip install 'fxprune[plot]'"
-        ) from error
-    figure = Figure(figsize=(8, 1.5 + 0.22 * len(widths)), layout="constrained")
+    figure = new_figure(8, 1.5 + 0.22 * len(widths))
     axes = figure.subplots()
     places = range(len(widths))
     axes.barh(places, [before for _, before, _ in widths], color="#d0d7de", label="before")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxprune._files import replacing
-from fxprune.errors import ConfigError
+from fxprune.plot import new_figure
 from fxprune.training.log import Row
 
 __all__ = ["NAME", "plot_log"]
@@ -40,13 +40,7 @@ def plot_log(rows: Sequence[Row], resource: str, target: float, path: Path) -> P
     ConfigError
         When matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "Pictures need matplotlib, which is not installed.", hint="pip install 'fxprune[plot]'"
-        ) from error
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    figure = new_figure(11, 3.2)
     loss, accuracy, kept = figure.subplots(1, 3)
     for stage in dict.fromkeys(row.stage for row in rows):
         own = [row for row in rows if row.stage == stage]

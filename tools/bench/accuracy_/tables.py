@@ -15,6 +15,7 @@ from accuracy_.rows import Row
 from fxprune._files import replacing
 from fxprune._tables import percent, table
 from fxprune.errors import ConfigError
+from fxprune.plot import new_figure
 
 __all__ = ["Cell", "cells_of", "draw", "page"]
 
@@ -146,14 +147,8 @@ def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """
     if not rows:
         raise ConfigError("There are no rows to draw.", hint="run the bench first")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "Pictures need matplotlib, which is not installed.", hint="pip install 'fxprune[plot]'"
-        ) from error
     places = cells_of(rows)
-    figure = Figure(figsize=(4.2 * len(places), 4.2), layout="constrained")
+    figure = new_figure(4.2 * len(places), 4.2)
     panels = figure.subplots(1, len(places), squeeze=False)[0]
     handles: dict[str, Any] = {}
     for axes, ((task, net), cells) in zip(panels, places.items(), strict=True):
