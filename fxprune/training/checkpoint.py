@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fxprune._files import replacing
-from fxprune.errors import LoadError
+from fxprune.errors import ConfigError, LoadError
 
 __all__ = ["NAME", "PREVIOUS", "Checkpoints"]
 
@@ -58,11 +58,22 @@ class Checkpoints:
             If the folder cannot be written; the checkpoints there are as they were.
         """
         with replacing(self._newest) as draft:
-            torch.save({**state, _MARK: _FORMAT, "fingerprint": self._fingerprint}, draft)
-            _flush(draft)
+            self._write_draft({**state, _MARK: _FORMAT, "fingerprint": self._fingerprint}, draft)
             if self._newest.exists():
                 self._newest.replace(self._previous)
         _flush(self._newest.parent)
+
+    def _write_draft(self, state: Mapping[str, Any], draft: Path) -> None:
+        try:
+            torch.save(state, draft)
+            _flush(draft)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                "The checkpoint cannot be written.",
+                where=str(self._newest),
+                seen=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                hint="make room on the disk and go on with --resume, or resume=True",
+            ) from error
 
     def read(self) -> dict[str, Any] | None:
         """Return the newest good checkpoint, or None where there is none at all.

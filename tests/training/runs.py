@@ -26,7 +26,7 @@ from fxprune.training.log import Log, Row
 N_CLASSES = 4
 SETTINGS = TrainSettings(macs=0.5, epochs=6, batch_size=16, device="cpu")
 RANKS_SETTINGS = dataclasses.replace(SETTINGS, dense=False, accumulate=2)
-STEPS = {"dense": 6 * 12, "ato": 6 * 11}  # 200 samples, and 190 without those held back
+# 200 samples make 12 steps an epoch; 190, without those held back, 11.
 
 # A server that imported torch once forks the children of all tests.
 processes = multiprocessing.get_context("forkserver")

@@ -120,13 +120,24 @@ def test_another_run_is_refused_by_what_differs(tmp_path) -> None:
     assert "2 more" in caught.value.seen
 
 
-def test_a_failure_leaves_what_was_there(tmp_path) -> None:
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch) -> None:
     write(tmp_path, 1, 2)
     with pytest.raises(AttributeError):
         checkpoints(tmp_path).write({"stage": "ato", "done": lambda: 0})
     assert read(tmp_path) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, NAME]
-    with pytest.raises(ConfigError, match="cannot be written"):
+
+    def full(state, path):
+        path.write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ConfigError, match="The checkpoint cannot be written") as caught:
+        write(tmp_path, 3)
+    assert "No space left" in caught.value.seen
+    assert read(tmp_path) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, NAME]
+    with pytest.raises(ConfigError, match="absent.* cannot be written"):
         checkpoints(tmp_path / "absent").write({"stage": "ato"})
 
 
