@@ -79,9 +79,21 @@ def restore(state: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserved(device: torch.device) -> Iterator[None]:
-    """Give all global generators their states back when the block ends."""
-    before = capture(device)
+    """Give all global generators their states back when the block ends.
+
+    Parameters
+    ----------
+    device : torch.device
+        Its generator is among them if it is a CUDA device.
+    """
+    # As they are, not by `capture`: this surrounds the loading of every single sample.
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         yield
     finally:
-        restore(before, device)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)

@@ -14,16 +14,21 @@ from fxprune.training.stage import Feed
 
 
 class Noisy(Dataset):
-    """Ten images with random transforms of three kinds; tells the epoch it was told."""
-
-    epoch = -1
+    """Ten images with random transforms of three kinds."""
 
     def __len__(self) -> int:
         return 10
 
     def __getitem__(self, row):
-        noise = [torch.rand(()), np.random.rand(), random.random(), self.epoch]
-        return torch.tensor(noise).view(4, 1, 1), row
+        noise = [torch.rand(()), np.random.rand(), random.random()]
+        return torch.tensor(noise).view(3, 1, 1), row
+
+
+class Told(Noisy):
+    """Images that tell the epoch they were told."""
+
+    def __getitem__(self, row):
+        return torch.full((3, 1, 1), self.epoch), row
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -85,14 +90,20 @@ def test_random_transforms_depend_on_seed_epoch_and_sample_only() -> None:
     assert torch.equal(load()[0], images)
     assert torch.equal(load(workers=2)[0], images)
     assert torch.equal(load(groups=groups[1:])[0], images[3:])
-    assert len(images[:, :3].unique()) == 18
-    assert not (load(seed=1)[0][:, :3] == images[:, :3]).any()
-    later = load(epoch=5)[0]
-    assert not (later[:, :3] == images[:, :3]).any()
-    assert later[:, 3].unique().tolist() == [5]
+    assert len(images.unique()) == 18
+    assert not (load(seed=1)[0] == images).any()
+    assert not (load(epoch=5)[0] == images).any()
     assert torch.equal(torch.get_rng_state(), state[0])
     assert random.getstate() == state[1]
     assert (np.random.get_state()[1] == state[2]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_that_knows_epochs_is_told(workers) -> None:
+    samples = DatasetSamples(Told(), 0, workers)
+    for epoch in (3, 1):
+        for images, _ in samples.batches([torch.tensor([4, 2]), torch.tensor([1])], epoch):
+            assert images.unique().tolist() == [epoch]
 
 
 def feed(n=100, held=5, world=1, **settings):
