@@ -16,7 +16,7 @@ PAPER_EVERY = 20
 
 _LONG_WINDOW = 8000  # weight steps to search in; the paper's runs have several times as many
 _CONTROLLER_STEPS = 150
-_FULL_RATE, _FULL_RATE_STEPS = 1e-3, 4000  # the paper's rate suits this many controller steps
+_FULL_RATE, _FULL_RATE_STEPS = 1e-3, 4000  # what a short run's rate is scaled from
 _LARGEST_RATE = 1e-2
 
 
@@ -62,7 +62,7 @@ class Schedule:
         search then lasts longer and its target is paced.
         """
         paper = cls()
-        if paper._window(steps) >= _LONG_WINDOW:
+        if paper._is_long(steps):
             return paper
         return cls(search=0.1, projection=0.4, final=0.7, pace=0.9)
 
@@ -113,8 +113,13 @@ class Schedule:
 
     def rate(self, steps: int, every: int) -> float:
         """Return the controller's learning rate: the paper's 1e-3, more where steps are few."""
+        if self._is_long(steps):
+            return _FULL_RATE
         taken = max(1, self._window(steps) // every)
         return min(_LARGEST_RATE, max(_FULL_RATE, _FULL_RATE * _FULL_RATE_STEPS / taken))
+
+    def _is_long(self, steps: int) -> bool:
+        return self._window(steps) >= _LONG_WINDOW
 
     def _window(self, steps: int) -> int:
         """Return the number of weight steps during which the controller learns."""
