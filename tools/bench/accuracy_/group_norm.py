@@ -18,7 +18,13 @@ _STEPS = 400
 
 
 def torch_pruning(
-    setup: Setup, *, reg: float = 5e-4, sparse_share: float = 0.5, sparse_decay: float = 0.0
+    setup: Setup,
+    *,
+    reg: float = 5e-4,
+    sparse_share: float = 0.5,
+    sparse_decay: float = 0.0,
+    most_pruned: float = 1.0,
+    everywhere: bool = True,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train with the group regularizer, prune step by step to the target, fine-tune.
 
@@ -39,6 +45,10 @@ def torch_pruning(
         Share of the epochs for sparse training.
     sparse_decay : float
         Weight decay beside the regularizer.
+    most_pruned : float
+        Largest share of a layer's channels that may go.
+    everywhere : bool
+        Rank the channels of all layers together; without it every layer loses the same share.
 
     Raises
     ------
@@ -63,8 +73,9 @@ def torch_pruning(
         setup.example,
         importance=tp.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
         reg=reg,
-        global_pruning=True,
+        global_pruning=everywhere,
         pruning_ratio=1.0,
+        max_pruning_ratio=most_pruned,
         iterative_steps=_STEPS,
         ignored_layers=classifiers[-1:],
     )
@@ -84,6 +95,8 @@ def torch_pruning(
         "reg": reg,
         "sparse_share": sparse_share,
         "sparse_decay": sparse_decay,
+        "most_pruned": most_pruned,
+        "everywhere": everywhere,
         "torch_pruning": version("torch-pruning"),
     }
 
