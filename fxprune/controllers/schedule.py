@@ -14,7 +14,7 @@ Phase = Literal["warm-up", "search", "projection", "final"]
 PAPER_EVERY = 20
 """Weight steps per controller step in Auto-Train-Once's runs of 100 000 steps and more."""
 
-_LONG_WINDOW = 8000  # weight steps to search in; the paper's runs have several times as many
+_LONG_RUN = 20_000  # weight steps; the paper's runs are several times as long
 _CONTROLLER_STEPS = 150
 _FULL_RATE, _FULL_RATE_STEPS = 1e-3, 4000  # what a short run's rate is scaled from
 _LARGEST_RATE = 1e-2
@@ -61,9 +61,8 @@ class Schedule:
         Short is where a controller step in 20 weight steps would be too few for it to learn. Its
         search then lasts longer and its target is paced.
         """
-        paper = cls()
-        if paper._is_long(steps):
-            return paper
+        if steps >= _LONG_RUN:
+            return cls()
         return cls(search=0.1, projection=0.4, final=0.7, pace=0.9)
 
     def __post_init__(self) -> None:
@@ -113,13 +112,10 @@ class Schedule:
 
     def rate(self, steps: int, every: int) -> float:
         """Return the controller's learning rate: the paper's 1e-3, more where steps are few."""
-        if self._is_long(steps):
+        if steps >= _LONG_RUN:
             return _FULL_RATE
         taken = max(1, self._window(steps) // every)
         return min(_LARGEST_RATE, max(_FULL_RATE, _FULL_RATE * _FULL_RATE_STEPS / taken))
-
-    def _is_long(self, steps: int) -> bool:
-        return self._window(steps) >= _LONG_WINDOW
 
     def _window(self, steps: int) -> int:
         """Return the number of weight steps during which the controller learns."""
