@@ -20,21 +20,24 @@ _STEPS = 400
 def torch_pruning(
     setup: Setup,
     *,
-    reg: float = 5e-4,
+    reg: float = 1e-4,
     sparse_share: float = 0.5,
-    sparse_decay: float = 0.0,
-    most_pruned: float = 1.0,
-    everywhere: bool = True,
+    sparse_decay: float = 5e-4,
+    everywhere: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train with the group regularizer, prune step by step to the target, fine-tune.
 
     What the project uses in its own experiments on CIFAR (``reproduce/main.py``, method
-    ``group_sl``) is kept: group magnitude importance of L2 norms normalised by their maximum,
-    global ranking, regularization 5e-4, which takes the place of weight decay while it lasts, the
+    ``group_sl``) is kept: group magnitude importance of L2 norms normalised by their maximum, the
     classifier's outputs ignored, 400 pruning steps towards nothing, left at the target. There it
     stops below the target; here the nearer of the two steps around it is taken. Learning rates and
     epochs are those of this comparison: half of the epochs for sparse training, half for
     fine-tuning.
+
+    The defaults did best of four settings on resnet20 at 10 % of the MACs, seed 0: the same share
+    of every layer, regularization 1e-4 beside the usual weight decay, 76.0 %; with 5e-4 in place
+    of weight decay 68.1 %; the same with one ranking of all layers, the project's own settings,
+    5.0 %, as layers are left with one channel; with at most 80 % of a layer pruned 59.2 %.
 
     Parameters
     ----------
@@ -45,8 +48,6 @@ def torch_pruning(
         Share of the epochs for sparse training.
     sparse_decay : float
         Weight decay beside the regularizer.
-    most_pruned : float
-        Largest share of a layer's channels that may go.
     everywhere : bool
         Rank the channels of all layers together; without it every layer loses the same share.
 
@@ -75,7 +76,6 @@ def torch_pruning(
         reg=reg,
         global_pruning=everywhere,
         pruning_ratio=1.0,
-        max_pruning_ratio=most_pruned,
         iterative_steps=_STEPS,
         ignored_layers=classifiers[-1:],
     )
@@ -95,7 +95,6 @@ def torch_pruning(
         "reg": reg,
         "sparse_share": sparse_share,
         "sparse_decay": sparse_decay,
-        "most_pruned": most_pruned,
         "everywhere": everywhere,
         "torch_pruning": version("torch-pruning"),
     }
