@@ -21,7 +21,10 @@ from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
 from fxprune.training import TrainingResult, TrainSettings, train
 from fxprune.training.checkpoint import NAME, Checkpoints
+from fxprune.training.distributed import joined
 from fxprune.training.log import Log, Row
+from fxprune.training.random_state import preserved
+from fxprune.training.run import _Run
 
 N_CLASSES = 4
 SETTINGS = TrainSettings(macs=0.5, epochs=6, batch_size=16, device="cpu")
@@ -81,6 +84,17 @@ def states(gated: GatedModule, dense: nn.Module, rows: Sequence[Row]) -> dict[st
         **{f"mask {k}": v for k, v in gated.keep.items()},
         "log": torch.tensor([[r.step, r.loss, r.accuracy, r.lr, r.expected] for r in rows]),
     }
+
+
+def trained(
+    model: nn.Module, given: Any, settings: TrainSettings, out: Path, resume: bool = False
+) -> dict[str, Tensor]:
+    """Do what `train` does, except for what follows the last step."""
+    with deterministic(), joined("cpu") as ranks, preserved(ranks.device):
+        run = _Run(model, given, settings, out, ranks)
+        rows = run.start(resume)
+        run._stages[-1].controller.finish()
+    return states(run._gated, run._dense, rows)
 
 
 def run_child(out: Path, step: Any, fatal_write: int, moment: str) -> None:

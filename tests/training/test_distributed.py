@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from training.runs import RANKS_SETTINGS, data, ends, net, processes, rank_child
+from training.runs import RANKS_SETTINGS, data, net, processes, rank_child, trained
 
 from fxprune.errors import ConfigError
-from fxprune.training import train
 from fxprune.training.distributed import Ranks, joined
 
 WORLD = 2
@@ -53,7 +52,7 @@ def test_both_ranks_end_with_equal_masks_and_weights(found) -> None:
 
 
 def test_they_end_as_one_process_with_the_same_global_batch(found, tmp_path) -> None:
-    alone = ends(train(net(norm=False), data(), RANKS_SETTINGS, tmp_path))
+    alone = trained(net(norm=False), data(), RANKS_SETTINGS, tmp_path)
     for name, expected in alone.items():
         torch.testing.assert_close(found[0]["ends"][name], expected, rtol=1e-4, atol=1e-5, msg=name)
 

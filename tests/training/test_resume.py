@@ -18,22 +18,27 @@ from training.runs import (
     net,
     processes,
     run_child,
-    states,
+    trained,
 )
 
 from fxprune.training import train
-from fxprune.training.distributed import joined
-from fxprune.training.random_state import preserved
-from fxprune.training.run import _Run
 from fxprune.training.stage import Stage
 
 SEED = 20
 
 
-@pytest.mark.parametrize("steps", [1, 30, 72, 82, 95, 130])
-def test_stopped_in_any_phase_the_run_ends_the_same(tmp_path, whole, monkeypatch, steps) -> None:
+SHORT = dataclasses.replace(SETTINGS, epochs=3)  # 36 dense steps, 33 with the controller
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    return trained(net(), data(), SHORT, tmp_path_factory.mktemp("short"))
+
+
+@pytest.mark.parametrize("steps", [1, 15, 36, 41, 47, 60])
+def test_stopped_in_any_phase_the_run_ends_the_same(tmp_path, short, monkeypatch, steps) -> None:
     """Before any checkpoint, within the dense run, at its end, and in the controller's phases."""
-    settings = dataclasses.replace(SETTINGS, checkpoint_every=4)
+    settings = dataclasses.replace(SHORT, checkpoint_every=4)
     done = 0
     step = Stage._weight_step
 
@@ -44,21 +49,14 @@ def test_stopped_in_any_phase_the_run_ends_the_same(tmp_path, whole, monkeypatch
         done += 1
         return step(self, *args)
 
-    def sitting(resume: bool) -> dict[str, torch.Tensor]:
-        model = net()
-        if resume and steps > settings.checkpoint_every:  # weights are those of the checkpoint
-            torch.nn.init.zeros_(model[0].weight)
-        with deterministic(), joined("cpu") as ranks, preserved(ranks.device):
-            run = _Run(model, data(), settings, tmp_path, ranks)
-            rows = run.start(resume)
-            run._stages[-1].controller.finish()
-        return states(run._gated, run._dense, rows)
-
     monkeypatch.setattr(Stage, "_weight_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sitting(resume=False)
+        trained(net(), data(), settings, tmp_path)
     monkeypatch.setattr(Stage, "_weight_step", step)
-    assert_same(sitting(resume=True), ends(whole))
+    model = net()
+    if steps > settings.checkpoint_every:  # weights are those of the checkpoint
+        torch.nn.init.zeros_(model[0].weight)
+    assert_same(trained(model, data(), settings, tmp_path, resume=True), short)
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
