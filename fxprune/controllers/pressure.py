@@ -141,9 +141,7 @@ class Pressure:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._rows = []
-        closed = state["closed"].numpy()
-        if closed.any():
-            self.close(closed)
+        self._rows = []  # whatever is closed now, `close` has to look at it anew
+        self.close(state["closed"].numpy())
         self._final_calls = int(state["final_calls"])
         self._projection.load_state(state["projection"])
