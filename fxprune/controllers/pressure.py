@@ -47,7 +47,7 @@ class Pressure:
         kind: str,
         strength: float | None,
     ) -> None:
-        if kind not in PROJECTIONS:
+        if not isinstance(kind, str) or kind not in PROJECTIONS:
             raise ConfigError(
                 f"The 'projection' parameter must be one of {sorted(PROJECTIONS)}. "
                 f"Got {kind!r} instead."
