@@ -113,7 +113,9 @@ def test_the_noise_free_gate_is_the_likelier_one() -> None:
 # -- the start of a run ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [[1], [64], [3, 512, 1, 40], [16] * 90], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[1], [64], [3, 512, 1, 40], [16] * 90], ids=["one", "group", "uneven", "many"]
+)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_gates_are_open_at_the_start(sizes: list[int], seed: int) -> None:
     logits = ControllerNetwork(sizes, seed)().detach()
