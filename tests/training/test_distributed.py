@@ -38,7 +38,7 @@ def found(folder) -> list[dict[str, Any]]:
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(600)
     assert [child.exitcode for child in children] == [0] * WORLD
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
 

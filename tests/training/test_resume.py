@@ -72,13 +72,13 @@ def start(out: Path, fatal_write: int = 0, moment: str = ""):
 
 def killed(out: Path, fatal_write: int, moment: str) -> None:
     child, _ = start(out, fatal_write, moment)
-    child.join(60)
+    child.join(300)
     assert child.exitcode == -9
 
 
 def kill_after(out: Path, steps: int, delay: float) -> None:
     child, step = start(out)
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300
     while step.value < steps and child.is_alive() and time.monotonic() < give_up:
         time.sleep(0.0005)
     time.sleep(delay)
