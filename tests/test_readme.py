@@ -32,7 +32,8 @@ def test_training_example(capsys: pytest.CaptureFixture[str]) -> None:
     with torch.random.fork_rng():
         exec(compile(code, str(README), "exec"), names)
     assert re.fullmatch(
-        r"macs: asked 50\.00% of the dense model, kept (49|50)\.\d\d% \(met\)\n", capsys.readouterr().out
+        r"macs: asked 50\.00% of the dense model, kept (49|50)\.\d\d% \(met\)\n",
+        capsys.readouterr().out,
     )
     assert isinstance(names["compact"], torch.fx.GraphModule)
 
