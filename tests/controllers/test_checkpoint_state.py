@@ -17,10 +17,17 @@ from fxprune.errors import LoadError
 
 STEPS = 20
 SCHEDULE = Schedule(0.2, 0.4, 0.6)
-POINTS = {"warm-up": 2, "search": 6, "projection": 10, "first of final": 12, "final": 15, "end": 20}
+POINTS = {"warm-up": 2, "search": 7, "projection": 10, "first of final": 12, "final": 15, "end": 20}
 WAYS: dict[str, dict[str, Any]] = {
     "proximal, sgd": {"kind": "linear"},
-    "half-space, adamw": {"kind": "linear", "projection": "half-space", "optimizer": "adamw"},
+    # Seldom: what is remembered is then older than the weights at some of the points.
+    "half-space, adamw": {
+        "kind": "linear",
+        "projection": "half-space",
+        "optimizer": "adamw",
+        "every": 5,
+        "learning_rate": 0.05,
+    },
     "depthwise, half-space, one cycle": {
         "kind": "depthwise",
         "projection": "half-space",
@@ -186,8 +193,9 @@ WRONG: dict[str, tuple[Callable[[], Loop], str]] = {
     "another budget": (lambda: make(macs=0.4), "target is 0.4 there and 0.5 here"),
     "another resource": (lambda: make(params=0.5), "resource is 'params' there and 'macs' here"),
     "another rate": (lambda: make(learning_rate=0.02), "rate is 0.02 there and 0.01 here"),
-    "another pace": (lambda: make(every=3), "every is 3 there and 2 here"),
+    "another rhythm": (lambda: make(every=3), "every is 3 there and 2 here"),
     "another schedule": (lambda: make(schedule=Schedule()), "schedule is"),
+    "another pace": (lambda: make(schedule=Schedule(0.2, 0.4, 0.6, pace=0.5)), "schedule is"),
     "another weight": (lambda: make(resource_weight=2.0), "resource_weight is 2.0 there"),
     "another projection": (lambda: make(projection="half-space"), "pressure is"),
     "another strength": (lambda: make(strength=3.0), "pressure is"),
@@ -262,7 +270,9 @@ def test_a_damaged_state_is_refused_and_changes_nothing(
     with pytest.raises(LoadError):
         halfway.ato.load_state_dict(state)
     assert differing(everything(halfway), before) == []
-    assert halfway.ato.selection is selection
+    assert selection is not None
+    assert halfway.ato.selection is not None
+    assert np.array_equal(halfway.ato.selection.keep, selection.keep)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -83,3 +84,37 @@ def test_short_runs_have_a_controller_that_works_more() -> None:
 def test_wrong_schedules_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="shares of the run, in order"):
         Schedule(**wrong)
+
+
+# -- the pace of the target --------------------------------------------------------------------------
+
+
+def test_without_a_pace_all_is_asked_at_once() -> None:
+    schedule = Schedule()
+    assert schedule.pace == 0.0
+    assert [schedule.target(step, 1000, 0.3) for step in (0, 100, 101, 400, 900)] == [0.3] * 5
+
+
+@pytest.mark.parametrize("pace", [0.25, 0.9, 1.0])
+@pytest.mark.parametrize("target", [0.02, 0.5, 1.0])
+def test_a_paced_target_falls_geometrically_to_what_was_asked(pace: float, target: float) -> None:
+    schedule = Schedule(0.1, 0.2, 0.6, pace)
+    asked = [schedule.target(step, 1000, target) for step in range(1001)]
+    arrived = 100 + round(pace * 500)
+    assert asked[:101] == [1.0] * 101, "nothing before the search"
+    assert asked[arrived:] == [target] * (1001 - arrived), "all by the pace's share of the search"
+    factors = [b / a for a, b in itertools.pairwise(asked[100 : arrived + 1])]
+    assert factors == pytest.approx([target ** (1 / (pace * 500))] * len(factors), rel=1e-9)
+
+
+@pytest.mark.parametrize("pace", [-0.1, 1.1, float("nan"), None, True])
+def test_a_wrong_pace_is_refused(pace: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"shares of the run[\s\S]*pace={pace!r}"):
+        Schedule(pace=pace)
+
+
+def test_a_run_as_long_as_the_paper_s_gets_its_schedule() -> None:
+    assert Schedule.for_run(10**6) == Schedule()
+    for steps in (1, 10, 1000, 10_000):
+        schedule = Schedule.for_run(steps)
+        assert schedule.target(schedule.start("final", steps), steps, 0.1) == pytest.approx(0.1)
