@@ -8,6 +8,7 @@ function that the compact model computes, whatever its activations do at 0.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import warnings
@@ -34,7 +35,7 @@ from fxprune.controllers.relaxation import OPEN_BIAS, logistic_noise, relax, rou
 from fxprune.controllers.resource import resource_term
 from fxprune.controllers.schedule import Phase, Schedule
 from fxprune.controllers.statistics import unchanged_buffers
-from fxprune.errors import LoadError
+from fxprune.errors import ConfigError, LoadError
 from fxprune.gated import GatedModule
 from fxprune.inputs import check_count
 from fxprune.prune import select
@@ -142,6 +143,11 @@ class AutoTrainOnce:
         check_optimizer(optimizer, gated)
         check_count("steps", steps)
         check_count("seed", seed, least=0)
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise ConfigError(
+                f"The 'schedule' parameter must be a Schedule. Got {schedule!r} instead.",
+                hint="for example Schedule(search=0.1, projection=0.2, final=0.5)",
+            )
         self.schedule = Schedule.for_run(steps) if schedule is None else schedule
         self.steps = steps
         self.every = self.schedule.every(steps) if every is None else check_count("every", every)
@@ -349,13 +355,27 @@ class AutoTrainOnce:
                 seen=f"{key} is {theirs.get(key)!r} there and {mine[key]!r} here",
                 hint="make the controller with the arguments it had",
             )
+        mine_now = copy.deepcopy(self.state_dict())
+        try:
+            self._restore(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            self._restore(mine_now)
+            raise LoadError(
+                "This state of an AutoTrainOnce is damaged.",
+                seen=f"{type(error).__name__}: {error}",
+                hint="load an earlier checkpoint",
+            ) from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take a state over; masks come last, as they are the gated model's."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
         self.steps_done = int(state["steps_done"])
         self._expected = float(state["expected"])
-        self.selection = None if state["keep"] is None else self._selection(state["keep"].numpy())
         self._pressure.load_state_dict(state["pressure"])
+        keep = state["keep"]
+        self.selection = None if keep is None else self._selection(keep.numpy())
 
     def _settings(self) -> dict[str, Any]:
         return {

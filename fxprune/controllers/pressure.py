@@ -102,21 +102,22 @@ class Pressure:
             if self._final_calls > _FEW_STEPS and self._final_calls % _FINAL_EVERY:
                 return
         rates = self._rates()
-        strength = FINAL_STRENGTH if final else self._search_strength(rates, steps_left)
-        shares = self._shares.to(self._rows[0].parameter.device)
-        self._projection.apply(self._rows, rates, strength * shares)
-
-    def _search_strength(self, rates: list[float], steps_left: int) -> float:
-        """Return lambda: enough for an average closed unit to vanish in half of the steps left."""
-        if self._strength is not None:
-            return self._strength
-        norms = self.norms()
-        rate = max(rates)
-        share = float(self._shares[torch.from_numpy(self._closed)].mean())
-        norm = float(norms.sum()) / max(1, int(self._closed.sum()))
-        if rate * share == 0:
-            return STRENGTH
-        return max(STRENGTH, 2 * norm / (rate * share * max(steps_left, _FEW_STEPS)))
+        closed = torch.from_numpy(self._closed)
+        norms, shares, rate = self.norms().cpu()[closed], self._shares[closed], max(rates)
+        if final:
+            # The last unit must have vanished when the calls become rare; a little more, to round.
+            left = max(1, _FEW_STEPS + 1 - self._final_calls)
+            strength = max(
+                FINAL_STRENGTH, _over(1.001 * float((norms / shares).max()), rate * left)
+            )
+        elif self._strength is None:
+            # An average unit must have vanished after half of the steps.
+            half = max(steps_left, _FEW_STEPS) / 2
+            strength = max(STRENGTH, _over(float(norms.mean() / shares.mean()), rate * half))
+        else:
+            strength = self._strength
+        device = self._rows[0].parameter.device
+        self._projection.apply(self._rows, rates, strength * self._shares.to(device))
 
     def _rates(self) -> list[float]:
         """Return the present learning rate of each closed row's parameter; 0 if it has none."""
@@ -145,3 +146,7 @@ class Pressure:
         self.close(state["closed"].numpy())
         self._final_calls = int(state["final_calls"])
         self._projection.load_state(state["projection"])
+
+
+def _over(a: float, b: float) -> float:
+    return a / b if b else 0.0

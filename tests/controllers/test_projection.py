@@ -398,15 +398,25 @@ def test_weights_keep_their_place_and_memory_format(kind: str) -> None:
     assert all(p.requires_grad and p.is_leaf for p in setting.parameters.values())
 
 
+def test_closed_units_vanish_at_any_rate_once_masks_are_fixed() -> None:
+    setting = Setting.make("conv")
+    pressure = with_sgd(setting, "proximal", lr=1e-6, strength=None)
+    for _ in range(20):
+        pressure.apply(final=True, steps_left=0)
+    assert not any(norms(setting))
+
+
 def test_strength_before_and_after_masks_are_fixed() -> None:
     """The paper's 10 at least, then 1000."""
     assert (STRENGTH, FINAL_STRENGTH) == (10, 1000)
     setting = Setting.make("conv")  # one group: its share is 1
-    pressure = with_sgd(setting, "proximal", lr=1e-5, strength=None)
+    pressure = with_sgd(setting, "proximal", lr=3e-4, strength=None)
     before = norms(setting)
+    assert min(before) > 0.3
     pressure.apply(final=True, steps_left=0)
     fall = [b - a for b, a in zip(before, norms(setting), strict=True)]
-    assert fall == pytest.approx([1e-5 * 1000] * len(fall), rel=1e-3)
+    assert fall == pytest.approx([0.3] * len(fall), rel=1e-3)
+    pressure = with_sgd(setting, "proximal", lr=1e-5, strength=None)
     before = norms(setting)
     pressure.apply(final=False, steps_left=10**9)
     fall = [b - a for b, a in zip(before, norms(setting), strict=True)]
