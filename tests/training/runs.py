@@ -142,15 +142,18 @@ def _die_while_writing(number: int, moment: str) -> None:
     Path.replace = fatal_replace  # type: ignore[method-assign, assignment]
 
 
-def rank_child(rank: int, world: int, port: int, out: Path) -> None:
-    """Train as torchrun would have one of several processes do it, in two sittings."""
+def rank_child(rank: int, world: int, ports: tuple[int, int], out: Path) -> None:
+    """Train as torchrun would have one of several processes do it, in two sittings.
+
+    Each has a port of its own: on the same one, a fast rank could find the group of the first.
+    """
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(ports[0]),
     )
     model = net(norm=False)
     if rank:  # the first rank's weights count
@@ -162,6 +165,7 @@ def rank_child(rank: int, world: int, port: int, out: Path) -> None:
     except ConfigError as error:
         refused = str(error)
     Checkpoints.write = write
+    os.environ["MASTER_PORT"] = str(ports[1])
     result = train(model, data(), RANKS_SETTINGS, out, resume=True)
     left = {"ends": ends(result), "figures": result.to_dict(), "refused": refused}
     torch.save(left, out / f"rank{rank}.pt")

@@ -16,10 +16,11 @@ from fxprune.training.distributed import Ranks, joined
 WORLD = 2
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))
+        return int(first.getsockname()[1]), int(second.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +31,17 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> list[dict[str, Any]]:
     """What each rank ended with."""
-    port = free_port()
+    ports = free_ports()
     children = [
-        processes.Process(target=rank_child, args=(rank, WORLD, port, folder))
+        processes.Process(target=rank_child, args=(rank, WORLD, ports, folder))
         for rank in range(WORLD)
     ]
     for child in children:
         child.start()
     for child in children:
-        child.join(600)
+        child.join(300)
+    for child in children:
+        child.kill()  # one that hangs must not outlive the test
     assert [child.exitcode for child in children] == [0] * WORLD
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
 
