@@ -57,7 +57,7 @@ class Task:
 
 TASKS = (
     *(Task("glyphs", "resnet20", target, 8, 0.2) for target in (0.5, 0.3, 0.1)),
-    *(Task("glyphs", "mobilenet_v2", target, 6, 0.1) for target in (0.5, 0.3, 0.1)),
+    *(Task("glyphs", "mobilenet_v2", target, 10, 0.1) for target in (0.5, 0.3, 0.1)),
     Task("digits", "resnet18", 0.1, 10, 0.05),
 )
 
