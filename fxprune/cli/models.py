@@ -131,8 +131,9 @@ def _from_timm(name: str, weights: str | None, sizes: Mapping[str, int]) -> nn.M
         raise _unknown(name, "timm", timm.list_models())
     if weights not in (None, "DEFAULT"):
         raise _no_weights(str(weights), "DEFAULT, or the path of a file with a state_dict")
+    options: dict[str, Any] = {"pretrained": weights is not None, **sizes}
     return _built(
-        lambda: timm.create_model(name, pretrained=weights is not None, **sizes),
+        lambda: timm.create_model(name, **options),
         f"timm model {name}",
         _options(weights),
     )

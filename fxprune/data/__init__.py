@@ -1,8 +1,9 @@
 """Data to train and measure on: two sets that need no download, and folders of image files."""
 
 from fxprune.data.digits import digits
-from fxprune.data.folder import FolderData, image_folder
+from fxprune.data.epochs import EpochData
+from fxprune.data.folder import image_folder
 from fxprune.data.glyphs import glyphs
 from fxprune.data.images import ImageData
 
-__all__ = ["FolderData", "ImageData", "digits", "glyphs", "image_folder"]
+__all__ = ["EpochData", "ImageData", "digits", "glyphs", "image_folder"]

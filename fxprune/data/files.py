@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import transforms
 
+from fxprune.data.epochs import EpochImages
 from fxprune.errors import ConfigError
-from fxprune.inputs import check_count
 
 __all__ = ["ImageFiles", "augmenting", "centring"]
 
@@ -24,11 +23,10 @@ _PADDING = 8  # small images are padded by this part of their size, as is usual 
 _MARGIN = 256 / 224  # large test images are resized to this multiple of the size, then cropped
 
 
-class ImageFiles(Dataset[tuple[Tensor, int]]):
+class ImageFiles(EpochImages):
     """Image files with their classes, read when they are asked for.
 
-    What is random in `transform` depends on the seed, the epoch and the index of the image only:
-    the number of loader workers, the order of reading and an interrupted run make no difference.
+    What is random in `transform` depends on the seed, the epoch and the index of the image only.
     Torch's global random state stays as it was.
 
     Parameters
@@ -42,27 +40,10 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, samples: Sequence[tuple[str, int]], transform: Any, seed: int) -> None:
+        super().__init__()
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
-        # In shared memory, so that workers that outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the randomness of the images read from now on.
-
-        Parameters
-        ----------
-        epoch : int
-            At least 0.
-
-        Raises
-        ------
-        ConfigError
-            When it is not such an integer.
-        """
-        self._epoch.fill_(check_count("epoch", epoch, least=0))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -70,12 +51,10 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
         image = _read(path)
-        key = [self.seed, int(self._epoch), range(len(self))[index]]
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the generators of accelerators as well.
-            torch.default_generator.manual_seed(
-                int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-            )
+            sequence = np.random.SeedSequence(self.key(self.seed, index))
+            torch.default_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
             return self.transform(image), label
 
 

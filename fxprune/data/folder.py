@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torchvision.datasets.folder import (
     IMG_EXTENSIONS,
     has_file_allowed_extension,
     make_dataset,
 )
 
+from fxprune.data.epochs import EpochData
 from fxprune.data.files import ImageFiles, augmenting, centring
 from fxprune.data.split import stratified
 from fxprune.errors import ConfigError
 from fxprune.inputs import check_count
 
-__all__ = ["FolderData", "image_folder"]
+__all__ = ["image_folder"]
 
 _TEST_SHARE = 0.2
 _TEST_FOLDERS = ("val", "test")
@@ -30,52 +29,9 @@ _LAYOUT = "the folder holds train/CLASS/*.png and val/CLASS/*.png (or test), or 
 _Samples = list[tuple[str, int]]  # files and classes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FolderData:
-    """Image files in folders, split for training and testing, read when they are asked for.
-
-    Attributes
-    ----------
-    train : ImageFiles
-        A torch data set of (float32 tensor of shape (3, size, size), int): the training images,
-        cropped and flipped at random. Like those for testing they have ImageNet's mean and standard
-        deviation taken out.
-    test : ImageFiles
-        The test images, resized and cropped in the centre.
-    classes : tuple of str
-        The names of the classes, sorted; an image's class is an index into it.
-    example : Tensor, shape (1, 3, size, size), float32
-        The first test image.
-    """
-
-    train: ImageFiles
-    test: ImageFiles
-    classes: tuple[str, ...]
-    example: Tensor
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the crops and flips of the training images; to be called before every epoch.
-
-        Parameters
-        ----------
-        epoch : int
-            At least 0. The same seed, epoch and index always give the same picture, with any
-            number of loader workers, also when these persist.
-
-        Raises
-        ------
-        ConfigError
-            When it is not such an integer.
-        """
-        self.train.set_epoch(epoch)
-
-
-def image_folder(path: str | os.PathLike[str], size: int = 224, seed: int = 0) -> FolderData:
+def image_folder(
+    path: str | os.PathLike[str], size: int = 224, seed: int = 0
+) -> EpochData[ImageFiles]:
     """Return a folder of image files as data for training and testing.
 
     Parameters
@@ -92,7 +48,9 @@ def image_folder(path: str | os.PathLike[str], size: int = 224, seed: int = 0) -
 
     Returns
     -------
-    FolderData
+    EpochData
+        Training images are cropped and flipped at random, test images resized and cropped in the
+        centre; ImageNet's mean and standard deviation are taken out, classes are sorted by name.
         Torch's global random state is not touched, neither now nor when images are read.
 
     Raises
@@ -110,7 +68,7 @@ def image_folder(path: str | os.PathLike[str], size: int = 224, seed: int = 0) -
         _split_by_folder(root) if _has_parts(root) else _split_at_random(root, seed)
     )
     test_files = ImageFiles(test, centring(size), seed)
-    return FolderData(
+    return EpochData(
         train=ImageFiles(train, augmenting(size), seed),
         test=test_files,
         classes=classes,

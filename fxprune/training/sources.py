@@ -20,7 +20,7 @@ __all__ = ["Datasets", "Sources", "check_classes", "open_sources"]
 
 @runtime_checkable
 class Datasets(Protocol):
-    """Data that is loaded sample by sample, such as `fxprune.data.FolderData`.
+    """Data that is loaded sample by sample, such as `fxprune.data.EpochData`.
 
     Attributes
     ----------

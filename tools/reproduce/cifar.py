@@ -20,7 +20,6 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +28,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from fxprune.data import EpochData
+from fxprune.data.epochs import EpochImages
 from fxprune.errors import ConfigError
 from fxprune.inputs import check_count
 
-__all__ = ["CifarData", "CifarImages", "cifar"]
+__all__ = ["CifarImages", "cifar"]
 
 _SIZE, _CHANNELS = 32, 3
 _PADDING = 4  # on each side, before the crop
@@ -47,11 +47,10 @@ _log = logging.getLogger("fxprune")
 _Read = Callable[[str], bytes]  # from the name of a file to what it holds
 
 
-class CifarImages(Dataset[tuple[Tensor, int]]):
+class CifarImages(EpochImages):
     """Images in memory, standardised, for training shifted by up to 4 pixels and flipped.
 
-    A shift and a flip depend on the seed, the epoch and the index of the image only: the number of
-    loader workers, the order of reading and an interrupted run make no difference.
+    A shift and a flip depend on the seed, the epoch and the index of the image only.
 
     Parameters
     ----------
@@ -72,18 +71,12 @@ class CifarImages(Dataset[tuple[Tensor, int]]):
         deviation: Tensor,
         seed: int | None = None,
     ) -> None:
+        super().__init__()
         self.images = images
         self.targets = targets
         self.seed = seed
         self._mean = mean
         self._deviation = deviation
-        # In shared memory, so that workers that outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the shifts and flips of the images read from now on."""
-        self._epoch.fill_(check_count("epoch", epoch, least=0))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -91,48 +84,20 @@ class CifarImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
         if self.seed is not None:
-            image = self._shifted(image, self.seed, range(len(self))[index])
+            image = self._shifted(image, self.key(self.seed, index))
         return (image.float() - self._mean) / self._deviation, int(self.targets[index])
 
-    def _shifted(self, image: Tensor, seed: int, index: int) -> Tensor:
+    def _shifted(self, image: Tensor, key: list[int]) -> Tensor:
         """Pad an image with black, crop it at random, and mirror every second one."""
-        draw = np.random.default_rng([seed, int(self._epoch), index])
+        draw = np.random.default_rng(key)
         top, left = draw.integers(2 * _PADDING + 1, size=2).tolist()
         image = F.pad(image, (_PADDING,) * 4)[:, top : top + _SIZE, left : left + _SIZE]
         return image.flip(2) if draw.integers(2) else image
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CifarData:
-    """CIFAR-10 or CIFAR-100, as `fxprune.training.train` takes data.
-
-    Attributes
-    ----------
-    train, test : CifarImages
-    classes : tuple of str
-        Names; an image's class is an index into it.
-    example : Tensor, shape (1, 3, 32, 32), float32
-        The first test image.
-    """
-
-    train: CifarImages
-    test: CifarImages
-    classes: tuple[str, ...]
-    example: Tensor
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the shifts and flips of the training images; to be called before every epoch."""
-        self.train.set_epoch(epoch)
-
-
 def cifar(
     name: Literal["cifar10", "cifar100"], path: str | os.PathLike[str], seed: int = 0
-) -> CifarData:
+) -> EpochData[CifarImages]:
     """Read a CIFAR data set.
 
     Parameters
@@ -147,7 +112,7 @@ def cifar(
 
     Returns
     -------
-    CifarData
+    EpochData
         Each channel has the mean and standard deviation of the training images taken out. Torch's
         global random state is not touched, neither now nor when images are read.
 
@@ -177,7 +142,7 @@ def cifar(
     if not bool((deviation > 0).all()):
         raise ConfigError("The training images are all of one colour.", where=str(root))
     held = CifarImages(test, test_labels, mean, deviation)
-    return CifarData(
+    return EpochData(
         train=CifarImages(train, train_labels, mean, deviation, seed),
         test=held,
         classes=classes,

@@ -7,7 +7,7 @@ import os
 
 from torchvision import transforms
 
-from fxprune.data import FolderData, image_folder
+from fxprune.data import EpochData, image_folder
 from fxprune.data.files import ImageFiles
 
 __all__ = ["imagenet"]
@@ -18,7 +18,7 @@ _JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
 
 def imagenet(
     path: str | os.PathLike[str], size: int = 224, seed: int = 0, jitter: bool = False
-) -> FolderData:
+) -> EpochData[ImageFiles]:
     """Return ImageNet, or any folder of its layout, as data for training and testing.
 
     Parameters
@@ -30,7 +30,7 @@ def imagenet(
 
     Returns
     -------
-    FolderData
+    EpochData
 
     Raises
     ------
