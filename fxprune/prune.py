@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
+from fxprune.analysis.plan import Keep
 from fxprune.api import Ignore, auto_gate
 from fxprune.budget import Selection, solve
 from fxprune.gated import GatedModule
 from fxprune.importance import Importance, score_units
 from fxprune.inputs import ExampleInputs
 
-__all__ = ["BudgetWarning", "prune", "select"]
+__all__ = ["BudgetWarning", "prune", "select", "set_masks"]
 
 _log = logging.getLogger("fxprune")
 
@@ -71,11 +72,16 @@ def select(
     if round_to is None:
         round_to = gated.settings.round_to
     chosen = solve(gated.plan, gated.cost_of, scores, macs=macs, params=params, round_to=round_to)
-    slices = gated.plan.group_slices()
-    gated.set_keep({name: torch.from_numpy(chosen.keep[at]) for name, at in slices.items()})
+    set_masks(gated, chosen.keep)
     if not chosen.met:
         warnings.warn(str(chosen), BudgetWarning, stacklevel=2)
     return chosen
+
+
+def set_masks(gated: GatedModule, keep: Keep) -> None:
+    """Set all hard masks from a keep-vector, bool array of shape (n_units,)."""
+    slices = gated.plan.group_slices()
+    gated.set_keep({name: torch.from_numpy(keep[at]) for name, at in slices.items()})
 
 
 def prune(

@@ -38,7 +38,7 @@ from fxprune.controllers.statistics import unchanged_buffers
 from fxprune.errors import ConfigError, LoadError
 from fxprune.gated import GatedModule
 from fxprune.inputs import check_count
-from fxprune.prune import select
+from fxprune.prune import select, set_masks
 
 __all__ = ["AutoTrainOnce", "EarlyFinishWarning"]
 
@@ -393,7 +393,6 @@ class AutoTrainOnce:
 
     def _selection(self, keep: Keep) -> Selection:
         """Make the selection of a keep-vector again, and set its masks."""
-        slices = self._gated.plan.group_slices()
-        self._gated.set_keep({name: torch.from_numpy(keep[at]) for name, at in slices.items()})
+        set_masks(self._gated, keep)
         reached = self._cost(keep) / self._dense
         return Selection.of(self._resource, self._target, reached, keep, self._gated.cost_of(keep))

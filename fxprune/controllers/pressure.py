@@ -102,22 +102,22 @@ class Pressure:
             if self._final_calls > _FEW_STEPS and self._final_calls % _FINAL_EVERY:
                 return
         rates = self._rates()
+        strength = self._strength_now(final, steps_left, max(rates))
+        device = self._rows[0].parameter.device
+        self._projection.apply(self._rows, rates, strength * self._shares.to(device))
+
+    def _strength_now(self, final: bool, steps_left: int, rate: float) -> float:
+        if not final and self._strength is not None:
+            return self._strength
         closed = torch.from_numpy(self._closed)
-        norms, shares, rate = self.norms().cpu()[closed], self._shares[closed], max(rates)
+        norms, shares = self.norms().cpu()[closed], self._shares[closed]
         if final:
             # The last unit must have vanished when the calls become rare; a little more, to round.
             left = max(1, _FEW_STEPS + 1 - self._final_calls)
-            strength = max(
-                FINAL_STRENGTH, _over(1.001 * float((norms / shares).max()), rate * left)
-            )
-        elif self._strength is None:
-            # An average unit must have vanished after half of the steps.
-            half = max(steps_left, _FEW_STEPS) / 2
-            strength = max(STRENGTH, _over(float(norms.mean() / shares.mean()), rate * half))
-        else:
-            strength = self._strength
-        device = self._rows[0].parameter.device
-        self._projection.apply(self._rows, rates, strength * self._shares.to(device))
+            return max(FINAL_STRENGTH, _over(1.001 * float((norms / shares).max()), rate * left))
+        # An average unit must have vanished after half of the steps.
+        half = max(steps_left, _FEW_STEPS) / 2
+        return max(STRENGTH, _over(float(norms.mean() / shares.mean()), rate * half))
 
     def _rates(self) -> list[float]:
         """Return the present learning rate of each closed row's parameter; 0 if it has none."""

@@ -13,7 +13,7 @@ from fxprune.inputs import check_count
 
 __all__ = ["EpochData", "EpochImages"]
 
-Images = TypeVar("Images", bound="EpochImages", covariant=True)
+Images_co = TypeVar("Images_co", bound="EpochImages", covariant=True)
 
 
 class EpochImages(Dataset[tuple[Tensor, int]]):
@@ -52,7 +52,7 @@ class EpochImages(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EpochData(Generic[Images]):
+class EpochData(Generic[Images_co]):
     """Images read when they are asked for, split for training and testing.
 
     Attributes
@@ -68,8 +68,8 @@ class EpochData(Generic[Images]):
         The first test image.
     """
 
-    train: Images
-    test: Images
+    train: Images_co
+    test: Images_co
     classes: tuple[str, ...]
     example: Tensor
 
