@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from fxprune.inputs import (
     normalize_inputs,
     with_batch,
 )
+from fxprune.modes import in_mode
 from fxprune.onnx_write import carries_batch, named_tensors
 from fxprune.runtime import OnnxModel, first_lines, run_onnx
 from fxprune.verify import Verification, compare_outputs, cuda_devices, full_float32
@@ -143,7 +144,7 @@ def export_onnx(
         batches = (batch, 5 if batch == 1 else 1)
     target = _target(path)
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(in_mode(model, training=False))
         stack.enter_context(no_attention_fastpath())
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
@@ -309,15 +310,3 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 def _shapes(value: object) -> str:
     return ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for _, tensor in named_tensors(value))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode; give each module its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

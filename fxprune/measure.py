@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,13 +18,13 @@ from fxprune.inputs import (
     map_tensors,
     normalize_inputs,
 )
+from fxprune.modes import in_mode
 from fxprune.runtime import first_lines
 from fxprune.settings import Recipe
 
 __all__ = [
     "count_macs",
     "count_params",
-    "evaluating",
     "gated_inputs",
     "input_shapes",
     "module_kinds",
@@ -64,7 +61,7 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
     args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().clone())
     counter = FlopCounterMode(display=False)
     try:
-        with evaluating(model), torch.no_grad(), no_attention_fastpath(), counter:
+        with in_mode(model, training=False), torch.no_grad(), no_attention_fastpath(), counter:
             model(*args, **kwargs)
     except Exception as error:
         raise InputError(
@@ -141,17 +138,3 @@ def gated_inputs(gated: GatedModule) -> Inputs:
 
     filled: Inputs = map_tensors(described, fill)
     return filled
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; give each module its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-        for module, mode in modes:
-            module.training = mode

@@ -1,15 +1,30 @@
-"""Models whose graph depends on the mode: one graph for each, over one set of modules."""
+"""Training and evaluation mode, and models with a graph for each over one set of modules."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import fx, nn
 
-__all__ = ["join_modes", "merge_modules", "split_modes"]
+__all__ = ["in_mode", "join_modes", "merge_modules", "split_modes"]
 
 _MODES = "modes"
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put a model in one mode; give each module its own back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)  # a module may do more than set its flag
+        for module, mode in modes:
+            module.training = mode
 
 
 def join_modes(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:

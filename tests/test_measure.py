@@ -9,11 +9,11 @@ from fxprune.errors import InputError
 from fxprune.measure import (
     count_macs,
     count_params,
-    evaluating,
     gated_inputs,
     input_shapes,
     module_kinds,
 )
+from fxprune.modes import in_mode
 
 
 class Tokens(nn.Module):
@@ -54,7 +54,7 @@ def test_shared_parameters_count_once():
 def test_modes_come_back():
     net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(3))).train()
     net[1].eval()
-    with evaluating(net):
+    with in_mode(net, training=False):
         assert not any(module.training for module in net.modules())
     assert [module.training for module in net.modules()] == [True, True, False, False]
 

@@ -13,8 +13,7 @@ import re
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import fx, nn
 
 from fxprune._compat import forget_tracer
 from fxprune.errors import CaptureError
+from fxprune.modes import in_mode
 
 __all__ = ["SymbolicTracer", "trace_modes"]
 
@@ -94,9 +94,9 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
         If the forward cannot be traced; names the line of the user's code.
     """
     concrete = _defaults(model, given, names)
-    with _mode(model, training=False):
+    with in_mode(model, training=False):
         graphs = {"eval": _trace(model, concrete)}
-    with _mode(model, training=True):
+    with in_mode(model, training=True):
         train = _trace(model, concrete)
     if _text(train) != _text(graphs["eval"]):
         graphs["train"] = train
@@ -143,17 +143,6 @@ def _defaults(model: nn.Module, given: int | None, names: frozenset[str]) -> dic
         if plain and not passed and parameter.default is not parameter.empty:
             concrete[parameter.name] = parameter.default
     return concrete
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
 
 
 def _text(graph: fx.Graph) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxprune.measure import evaluating
+from fxprune.modes import in_mode
 from fxprune.runtime import OnnxModel
 from fxprune.training.batches import Samples
 from fxprune.training.loss import heads
@@ -67,7 +67,7 @@ def measure_accuracy(model: nn.Module, path: Path, samples: Samples, batch_size:
     runtime = OnnxModel(path, threads=torch.get_num_threads())
     right = torch_right = differing = 0
     rows = torch.split(torch.arange(len(samples)), batch_size)
-    with evaluating(model), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         for images, labels in samples.batches(rows):
             exported = torch.from_numpy(runtime.run(runtime.feed(images))[0]).argmax(1)
             own = heads(model(images))[0].argmax(1)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from fxprune.data import ImageData
 from fxprune.errors import ConfigError
-from fxprune.measure import evaluating
+from fxprune.modes import in_mode
 from fxprune.training.batches import DatasetSamples, Samples, TensorSamples
 from fxprune.training.loss import heads
 
@@ -133,7 +133,7 @@ def check_classes(network: nn.Module, example: Tensor, n_classes: int) -> None:
     ConfigError
         If it does not.
     """
-    with evaluating(network), torch.no_grad():
+    with in_mode(network, training=False), torch.no_grad():
         scores = heads(network(example))[0]
     if scores.shape[1] != n_classes:
         raise ConfigError(
