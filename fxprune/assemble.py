@@ -12,6 +12,7 @@ from fxprune.capture import Captured
 from fxprune.capture.guess import candidate_inputs
 from fxprune.errors import InputError, InternalError
 from fxprune.gated import GatedModule
+from fxprune.gated_graph import GatedGraph
 from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules
 from fxprune.passes.insert_gates import GATES, InsertGates
@@ -104,4 +105,4 @@ def assemble(captured: Captured, plan: Plan, settings: Settings) -> GatedModule:
     device = next((p.device for p in root.parameters()), None)
     if device is not None and hasattr(root, GATES):
         root.get_submodule(GATES).to(device)
-    return GatedModule(root, graphs, plan, settings)
+    return GatedGraph(root, graphs, plan, settings)

@@ -1,8 +1,8 @@
-"""The gated model: a GraphModule with gates, its plan, and the way to its compact form."""
+"""What every gated model is: a module with a plan, a gate vector, and a way to its compact form."""
 
 from __future__ import annotations
 
-import copy
+import abc
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,62 +10,45 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxprune._graphs import graph_from_records, graph_to_records
 from fxprune.analysis.dependency import dependency_graph
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Member, Plan
 from fxprune.cost import Cost, CostModel, ExpectedCost
 from fxprune.errors import GateError, InternalError
 from fxprune.gates import GateVector
-from fxprune.modes import join_modes
 from fxprune.passes.insert_gates import GATES
-from fxprune.passes.pipeline import Pipeline
-from fxprune.passes.remove_gates import RemoveGates
-from fxprune.passes.resize_literals import ResizeLiterals
-from fxprune.passes.slice_channels import SliceChannels
 from fxprune.settings import Settings
 
 __all__ = ["GatedModule"]
 
 
-class GatedModule(fx.GraphModule):
-    """A captured model with gates on every prunable channel.
+class GatedModule(nn.Module, abc.ABC):
+    """A model with gates on every prunable channel.
 
-    Made by `fxprune.auto_gate`. It trains, evaluates, prints, moves, pickles and saves like any
-    module; with all gates open it computes what the original computes. Where the original's graph
-    depends on the mode, ``train()`` and ``eval()`` switch between two graphs over the same
-    parameters.
+    Made by `fxprune.auto_gate`: a `fxprune.gated_graph.GatedGraph`, which is a
+    `torch.fx.GraphModule`, where the whole model can be captured, and a
+    `fxprune.gated_regions.GatedRegions`, which keeps the model's Python, where only parts of it
+    can. It trains, evaluates, prints, moves, pickles and saves like any module; with all gates open
+    it computes what the original computes.
 
-    Parameters
+    Attributes
     ----------
-    root : nn.Module
-        Holds everything the graphs refer to; its modules become this module's.
-    graphs : mapping of str to fx.Graph
-        Gated graph of each mode.
     plan : Plan
+        What the analysis found.
     settings : Settings
         How this module was made; enough to make it again from the original architecture.
     """
 
     plan: Plan
     settings: Settings
+    _cost_model: CostModel
 
-    def __init__(
-        self, root: nn.Module, graphs: Mapping[str, fx.Graph], plan: Plan, settings: Settings
-    ) -> None:
-        super().__init__(root, graphs["eval"], class_name="GatedModule")
-        for graph in graphs.values():
-            _adopt(self, root, graph)
-        if not hasattr(self, GATES):  # nothing is prunable
-            self.add_module(GATES, GateVector(plan.n_units))
+    def _describe(self, plan: Plan, settings: Settings) -> None:
+        """Take over what the analysis found; called once by each form."""
         self.plan = plan
         self.settings = settings
         self._cost_model = CostModel(plan)
-        self._mode_graphs = dict(graphs)
-        self.training = root.training
-        _match(self, root)
-        self._use_graph(root.training)
 
     # -- what can be pruned
     @property
@@ -179,53 +162,16 @@ class GatedModule(fx.GraphModule):
         return self._cost_model.expected(gates)
 
     # -- the compact model
-    def compact(self) -> fx.GraphModule:
+    @abc.abstractmethod
+    def compact(self) -> nn.Module:
         """Return the physically small model that computes what this one computes.
 
         Returns
         -------
-        torch.fx.GraphModule
+        nn.Module
             Plain torch modules, no gates; in the mode this module is in. This module is left as it
             is.
-
-        Notes
-        -----
-        Where the graph depends on the mode, the result picks one of two inner graphs by its
-        ``training`` flag. Pickling such a module whole keeps the graph of its current mode only, as
-        torch.fx pickles by tracing anew; its state_dict is not affected.
         """
-        root, own = _share_tensors(_holder(self))
-        keep = self._keep_vector()
-        stages = {}
-        for mode, graph in self._mode_graphs.items():
-            stage = fx.GraphModule(root, copy.deepcopy(graph), class_name="GraphModule")
-            Pipeline(
-                (
-                    RemoveGates(),
-                    SliceChannels(self.plan, keep, mode),
-                    ResizeLiterals(self.plan, keep, mode),
-                )
-            )(stage)
-            stages[mode] = stage
-        result = stages["eval"] if len(stages) == 1 else join_modes(stages)
-        _own_tensors(result, own)
-        result.training = self.training
-        _match(result, self)
-        result.meta["fxprune_recipe"] = self.settings.recipe(self.keep)
-        return result
-
-    # -- module behaviour
-    def train(self, mode: bool = True) -> GatedModule:
-        """Set training mode, and the graph that belongs to it."""
-        super().train(mode)
-        self._use_graph(mode)
-        return self
-
-    def _use_graph(self, training: bool) -> None:
-        graphs = self.__dict__.get("_mode_graphs", {})
-        wanted = graphs.get("train" if training else "eval", graphs.get("eval"))
-        if wanted is not None and wanted is not self.graph:
-            self.graph = wanted
 
     def _vector(self) -> GateVector:
         vector = self.get_submodule(GATES)
@@ -236,92 +182,6 @@ class GatedModule(fx.GraphModule):
     def _keep_vector(self) -> Keep:
         keep: Keep = (self._vector().value[:-1] > 0.5).cpu().numpy()
         return keep
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GatedModule:
-        root = copy.deepcopy(_holder(self), memo)
-        graphs = {mode: copy.deepcopy(graph) for mode, graph in self._mode_graphs.items()}
-        made = GatedModule(root, graphs, self.plan, self.settings)
-        memo[id(self)] = made
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        records = {mode: graph_to_records(graph) for mode, graph in self._mode_graphs.items()}
-        return _rebuild, (_holder(self), records, self.plan, self.settings)
-
-
-def _rebuild(
-    root: nn.Module, records: Mapping[str, Any], plan: Plan, settings: Settings
-) -> GatedModule:
-    graphs = {mode: graph_from_records(r) for mode, r in records.items()}
-    return GatedModule(root, graphs, plan, settings)
-
-
-def _holder(module: nn.Module) -> nn.Module:
-    """Return a plain module with the same children, parameters, buffers and mode."""
-    holder = nn.Module()
-    for store in ("_modules", "_parameters", "_buffers"):
-        holder.__dict__[store] = dict(getattr(module, store))
-    holder._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
-    extra = {k: v for k, v in module.__dict__.items() if k.startswith("_tensor_constant")}
-    holder.__dict__.update(extra)
-    holder.training = module.training
-    return holder
-
-
-def _match(module: nn.Module, root: nn.Module) -> None:
-    """Give what a GraphModule made anew on the way the modes and the persistence it has in `root`.
-
-    Constants that tracing found are no state: they do not belong into the state_dict.
-    """
-    sources = dict(root.named_modules())
-    for path, child in module.named_modules():
-        if type(child) is nn.Module:
-            child.training = sources[path].training if path in sources else root.training
-        known = sources[path]._non_persistent_buffers_set if path in sources else set()
-        constants = {name for name in child._buffers if name.startswith("_tensor_constant")}
-        child._non_persistent_buffers_set |= (known & child._buffers.keys()) | constants
-
-
-def _share_tensors(root: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """Return a deep copy of a module that shares its tensors, and these by id.
-
-    Slicing makes most of a copy needless.
-    """
-    shared: dict[int, Any] = {id(t): t for t in (*root.parameters(), *root.buffers())}
-    return copy.deepcopy(root, dict(shared)), shared
-
-
-def _own_tensors(root: nn.Module, shared: Mapping[int, Tensor]) -> None:
-    """Replace tensors that are still shared by copies; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
-    for module in root.modules():
-        for store in (module._parameters, module._buffers):
-            for leaf, tensor in store.items():
-                if tensor is not None and id(tensor) in shared:
-                    if id(tensor) not in made:
-                        made[id(tensor)] = copy.deepcopy(tensor)
-                    store[leaf] = made[id(tensor)]  # type: ignore[assignment]
-
-
-def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:
-    """Give `module` what `graph` refers to and it does not have yet."""
-    for node in graph.nodes:
-        if node.op not in ("call_module", "get_attr"):
-            continue
-        here: Any = module
-        there: Any = root
-        *path, leaf = str(node.target).split(".")
-        for part in path:
-            there = getattr(there, part)
-            if not hasattr(here, part):
-                here.add_module(part, nn.Module())
-            here = getattr(here, part)
-        if not hasattr(here, leaf):
-            value = getattr(there, leaf)
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                here.register_buffer(leaf, value)
-            else:
-                setattr(here, leaf, value)
 
 
 def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxprune.analysis.plan import Keep
 from fxprune.api import Ignore, auto_gate
@@ -15,6 +15,7 @@ from fxprune.budget import Selection, solve
 from fxprune.gated import GatedModule
 from fxprune.importance import Importance, score_units
 from fxprune.inputs import ExampleInputs
+from fxprune.notes import notes
 
 __all__ = ["BudgetWarning", "prune", "select", "set_masks"]
 
@@ -94,7 +95,7 @@ def prune(
     round_to: int = 1,
     ignore: Sequence[Ignore] | Ignore = (),
     seed: int = 0,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Prune a model once, without training: gate, score, cut, compact.
 
     Parameters
@@ -110,7 +111,7 @@ def prune(
 
     Returns
     -------
-    torch.fx.GraphModule
+    nn.Module
         The compact model, of plain torch modules. Its ``meta["fxprune"]`` is a dict of what was
         asked and what was reached: ``resource``, ``target``, ``reached``, ``met``.
 
@@ -134,6 +135,6 @@ def prune(
         gated, macs=macs, params=params, importance=importance, round_to=round_to, seed=seed
     )
     compact = gated.compact()
-    compact.meta["fxprune"] = chosen.summary()
+    notes(compact)["fxprune"] = chosen.summary()
     _log.info("%s", chosen)
     return compact

@@ -11,22 +11,23 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxprune._files import replacing
 from fxprune.api import auto_gate
 from fxprune.errors import ConfigError, FxpruneError, LoadError
+from fxprune.notes import RECIPE, notes
 from fxprune.settings import Recipe
 
 __all__ = ["load", "save"]
 
 
-def save(compact: fx.GraphModule, path: str | os.PathLike[str]) -> None:
+def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save a compact model.
 
     Parameters
     ----------
-    compact : torch.fx.GraphModule
+    compact : nn.Module
         Made by ``gated.compact()`` or `fxprune.prune`; it may have been trained since.
     path : path
         Written beside, then renamed: a failure leaves an older file untouched.
@@ -36,7 +37,7 @@ def save(compact: fx.GraphModule, path: str | os.PathLike[str]) -> None:
     ConfigError
         If `compact` carries no recipe, or `path` cannot be written.
     """
-    recipe = compact.meta.get("fxprune_recipe") if isinstance(compact, fx.GraphModule) else None
+    recipe = notes(compact).get(RECIPE) if isinstance(compact, nn.Module) else None
     if not isinstance(recipe, str):
         raise ConfigError(
             "Only a compact model that fxprune made can be saved.",
@@ -47,7 +48,7 @@ def save(compact: fx.GraphModule, path: str | os.PathLike[str]) -> None:
         torch.save({"fxprune": recipe, "state_dict": compact.state_dict()}, temporary)
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Load a compact model.
 
     Parameters
@@ -59,7 +60,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
 
     Returns
     -------
-    torch.fx.GraphModule
+    nn.Module
         The compact model, bit-identical to the one saved.
 
     Raises

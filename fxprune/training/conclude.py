@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.errors import ConfigError
 from fxprune.export import export_onnx
@@ -50,7 +50,7 @@ class Findings:
 def conclude(
     dense: nn.Module,
     gated: GatedModule,
-    compact: fx.GraphModule,
+    compact: nn.Module,
     sources: Sources,
     settings: TrainSettings,
     folder: Path,
@@ -62,7 +62,7 @@ def conclude(
     dense : nn.Module
         Exported too if the settings say that it was trained.
     gated : GatedModule
-    compact : torch.fx.GraphModule
+    compact : nn.Module
         All three on the CPU and in eval mode.
     sources : Sources
     settings : TrainSettings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxprune._tables import Style, count, percent, table
 from fxprune.budget import Selection
@@ -70,7 +70,7 @@ class TrainingResult:
         What was written, checkpoints left out.
     gated : GatedModule
         The trained network with its final masks, on the CPU.
-    network : torch.fx.GraphModule
+    network : nn.Module
         The compact network: ``gated.compact()``.
     dense_network : nn.Module
         The network without pruning; trained if settings.dense was set.
@@ -85,7 +85,7 @@ class TrainingResult:
     rows: tuple[Row, ...]
     files: tuple[Path, ...]
     gated: GatedModule
-    network: fx.GraphModule
+    network: nn.Module
     dense_network: nn.Module
 
     def __str__(self) -> str:

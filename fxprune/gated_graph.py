@@ -1,0 +1,191 @@
+"""The gated form of a model that is captured whole: one GraphModule with gates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxprune._graphs import graph_from_records, graph_to_records
+from fxprune.analysis.plan import Plan
+from fxprune.gated import GatedModule
+from fxprune.gates import GateVector
+from fxprune.modes import join_modes
+from fxprune.notes import RECIPE, notes
+from fxprune.passes.insert_gates import GATES
+from fxprune.passes.pipeline import Pipeline
+from fxprune.passes.remove_gates import RemoveGates
+from fxprune.passes.resize_literals import ResizeLiterals
+from fxprune.passes.slice_channels import SliceChannels
+from fxprune.settings import Settings
+
+__all__ = ["GatedGraph"]
+
+
+class GatedGraph(GatedModule, fx.GraphModule):
+    """A captured model with gates on every prunable channel.
+
+    Where the original's graph depends on the mode, ``train()`` and ``eval()`` switch between two
+    graphs over the same parameters.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Holds everything the graphs refer to; its modules become this module's.
+    graphs : mapping of str to fx.Graph
+        Gated graph of each mode.
+    plan : Plan
+    settings : Settings
+        How this module was made; enough to make it again from the original architecture.
+    """
+
+    def __init__(
+        self, root: nn.Module, graphs: Mapping[str, fx.Graph], plan: Plan, settings: Settings
+    ) -> None:
+        super().__init__(root, graphs["eval"], class_name="GatedModule")
+        for graph in graphs.values():
+            _adopt(self, root, graph)
+        if not hasattr(self, GATES):  # nothing is prunable
+            self.add_module(GATES, GateVector(plan.n_units))
+        self._describe(plan, settings)
+        self._mode_graphs = dict(graphs)
+        self.training = root.training
+        _match(self, root)
+        self._use_graph(root.training)
+
+    # -- the compact model
+    def compact(self) -> fx.GraphModule:
+        """Return the physically small model that computes what this one computes.
+
+        Returns
+        -------
+        torch.fx.GraphModule
+            Plain torch modules, no gates; in the mode this module is in. This module is left as it
+            is.
+
+        Notes
+        -----
+        Where the graph depends on the mode, the result picks one of two inner graphs by its
+        ``training`` flag. Pickling such a module whole keeps the graph of its current mode only, as
+        torch.fx pickles by tracing anew; its state_dict is not affected.
+        """
+        root, own = _share_tensors(_holder(self))
+        keep = self._keep_vector()
+        stages = {}
+        for mode, graph in self._mode_graphs.items():
+            stage = fx.GraphModule(root, copy.deepcopy(graph), class_name="GraphModule")
+            Pipeline(
+                (
+                    RemoveGates(),
+                    SliceChannels(self.plan, keep, mode),
+                    ResizeLiterals(self.plan, keep, mode),
+                )
+            )(stage)
+            stages[mode] = stage
+        result = stages["eval"] if len(stages) == 1 else join_modes(stages)
+        _own_tensors(result, own)
+        result.training = self.training
+        _match(result, self)
+        notes(result)[RECIPE] = self.settings.recipe(self.keep)
+        return result
+
+    # -- module behaviour
+    def train(self, mode: bool = True) -> GatedGraph:
+        """Set training mode, and the graph that belongs to it."""
+        super().train(mode)
+        self._use_graph(mode)
+        return self
+
+    def _use_graph(self, training: bool) -> None:
+        graphs = self.__dict__.get("_mode_graphs", {})
+        wanted = graphs.get("train" if training else "eval", graphs.get("eval"))
+        if wanted is not None and wanted is not self.graph:
+            self.graph = wanted
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GatedGraph:
+        root = copy.deepcopy(_holder(self), memo)
+        graphs = {mode: copy.deepcopy(graph) for mode, graph in self._mode_graphs.items()}
+        made = GatedGraph(root, graphs, self.plan, self.settings)
+        memo[id(self)] = made
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        records = {mode: graph_to_records(graph) for mode, graph in self._mode_graphs.items()}
+        return _rebuild, (_holder(self), records, self.plan, self.settings)
+
+
+def _rebuild(
+    root: nn.Module, records: Mapping[str, Any], plan: Plan, settings: Settings
+) -> GatedGraph:
+    graphs = {mode: graph_from_records(r) for mode, r in records.items()}
+    return GatedGraph(root, graphs, plan, settings)
+
+
+def _holder(module: nn.Module) -> nn.Module:
+    """Return a plain module with the same children, parameters, buffers and mode."""
+    holder = nn.Module()
+    for store in ("_modules", "_parameters", "_buffers"):
+        holder.__dict__[store] = dict(getattr(module, store))
+    holder._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    extra = {k: v for k, v in module.__dict__.items() if k.startswith("_tensor_constant")}
+    holder.__dict__.update(extra)
+    holder.training = module.training
+    return holder
+
+
+def _match(module: nn.Module, root: nn.Module) -> None:
+    """Give what a GraphModule made anew on the way the modes and the persistence it has in `root`.
+
+    Constants that tracing found are no state: they do not belong into the state_dict.
+    """
+    sources = dict(root.named_modules())
+    for path, child in module.named_modules():
+        if type(child) is nn.Module:
+            child.training = sources[path].training if path in sources else root.training
+        known = sources[path]._non_persistent_buffers_set if path in sources else set()
+        constants = {name for name in child._buffers if name.startswith("_tensor_constant")}
+        child._non_persistent_buffers_set |= (known & child._buffers.keys()) | constants
+
+
+def _share_tensors(root: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """Return a deep copy of a module that shares its tensors, and these by id.
+
+    Slicing makes most of a copy needless.
+    """
+    shared: dict[int, Any] = {id(t): t for t in (*root.parameters(), *root.buffers())}
+    return copy.deepcopy(root, dict(shared)), shared
+
+
+def _own_tensors(root: nn.Module, shared: Mapping[int, Tensor]) -> None:
+    """Replace tensors that are still shared by copies; tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for module in root.modules():
+        for store in (module._parameters, module._buffers):
+            for leaf, tensor in store.items():
+                if tensor is not None and id(tensor) in shared:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = copy.deepcopy(tensor)
+                    store[leaf] = made[id(tensor)]  # type: ignore[assignment]
+
+
+def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:
+    """Give `module` what `graph` refers to and it does not have yet."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        here: Any = module
+        there: Any = root
+        *path, leaf = str(node.target).split(".")
+        for part in path:
+            there = getattr(there, part)
+            if not hasattr(here, part):
+                here.add_module(part, nn.Module())
+            here = getattr(here, part)
+        if not hasattr(here, leaf):
+            value = getattr(there, leaf)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                here.register_buffer(leaf, value)
+            else:
+                setattr(here, leaf, value)
