@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Gate", "GateVector", "GatedLayerNorm", "NormMask", "gated_layer_norm"]
+__all__ = ["Gate", "GateVector", "GatedLayerNorm", "StatisticMask", "gated_layer_norm"]
 
 
 class GateVector(nn.Module):
@@ -110,7 +110,7 @@ class Gate(_Lookup):
         return torch.where(gates, x, 0) if gates.dtype is torch.bool else x * gates.to(x.dtype)
 
 
-class NormMask(_Lookup):
+class StatisticMask(_Lookup):
     """Give the gates of a normalised axis to the gated norm."""
 
     def forward(self, vector: Tensor | None) -> Tensor | None:

@@ -20,9 +20,9 @@ import torch
 from torch import fx, nn
 from torch.fx import GraphModule
 
-from fxprune.analysis.plan import GateSite, NormGate, Plan
+from fxprune.analysis.plan import GateSite, Plan, StatisticGate
 from fxprune.errors import PreconditionError
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, NormMask, gated_layer_norm
+from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask, gated_layer_norm
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["GATES", "InsertGates"]
@@ -76,11 +76,11 @@ class InsertGates(Pass):
     def run(self, gm: GraphModule) -> PassResult:
         """Insert vector, gates and masks; see the module's docstring."""
         here = self.plan.graphs[self.mode]
-        if not here.gates and not here.norms:
+        if not here.gates and not here.statistics:
             return PassResult(gm, changed=False)
         insertion = _Insertion(gm, self.plan, self.mode)
         edits = [insertion.gate(site) for site in here.gates]
-        edits += [insertion.norm(norm) for norm in here.norms]
+        edits += [insertion.statistic(one) for one in here.statistics]
         return PassResult(gm, changed=True, edits=tuple(edits))
 
 
@@ -131,14 +131,14 @@ class _Insertion:
             if place == memory
         )
 
-    def norm(self, norm: NormGate) -> Edit:
+    def statistic(self, site: StatisticGate) -> Edit:
         """Make a LayerNorm take its gates as a mask."""
-        node = self.nodes[norm.node]
-        target = self._target(f"{norm.node}_mask")
-        self.gm.add_submodule(target, NormMask(self._index(norm.source, norm.dim)))
+        node = self.nodes[site.node]
+        target = self._target(f"{site.node}_mask")
+        self.gm.add_submodule(target, StatisticMask(self._joint(site)))
         with self.gm.graph.inserting_before(node):
             mask = self.gm.graph.create_node(
-                "call_module", target, (self.vector,), name=f"mask_{norm.node}"
+                "call_module", target, (self.vector,), name=f"mask_{site.node}"
             )
         if node.op == "call_module":
             path = str(node.target)
@@ -149,11 +149,21 @@ class _Insertion:
             node.target = gated_layer_norm
         node.kwargs = {**node.kwargs, "mask": mask}
         why = "its statistics run over prunable channels"
-        return Edit(InsertGates.name, norm.node, "LayerNorm", "gated LayerNorm", why)
+        return Edit(InsertGates.name, site.node, "LayerNorm", "gated LayerNorm", why)
 
     def _target(self, name: str) -> str:
         """Return the path of a gate; the graphs of two modes share one gate vector but no gates."""
         return f"{GATES}.{name}" if self.mode == "eval" else f"{GATES}.{name}_{self.mode}"
+
+    def _joint(self, site: StatisticGate) -> torch.Tensor:
+        """Return the units of several axes at once: a position needs those of all its axes."""
+        lead = -min(site.dims)
+        parts = []
+        for dim in site.dims:
+            part = self._index(site.source, dim)
+            parts.append(part.reshape(len(part), *(1,) * (lead + dim), *part.shape[1:]))
+        widths = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        return torch.cat([part.expand(len(part), *widths) for part in parts])
 
     def _index(self, source: str, dim: int) -> torch.Tensor:
         """Return the units of an axis, shaped (k, width, 1, ..) to broadcast from the right.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxprune.errors import PostconditionError
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, NormMask, gated_layer_norm
+from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask, gated_layer_norm
 from fxprune.passes.base import Edit, Pass, PassResult, called_module
 
 __all__ = ["RemoveGates"]
@@ -44,7 +44,7 @@ class RemoveGates(Pass):
                 plain = Edit(self.name, node.name, "gated LayerNorm", "LayerNorm", "it had a mask")
                 edits.append(plain)
                 continue
-            elif not isinstance(module, (NormMask, GateVector)):
+            elif not isinstance(module, (StatisticMask, GateVector)):
                 continue
             owners.add(str(node.target).partition(".")[0])
             edits.append(
@@ -71,7 +71,7 @@ class RemoveGates(Pass):
         """
         for node in gm.graph.nodes:
             module = called_module(gm, node)
-            if isinstance(module, (Gate, GateVector, NormMask, GatedLayerNorm)):
+            if isinstance(module, (Gate, GateVector, StatisticMask, GatedLayerNorm)):
                 raise PostconditionError(
                     f"remove_gates left {node.name}.", hint="this is a bug in the pass"
                 )

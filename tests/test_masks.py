@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxprune.api import auto_gate
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule
-from fxprune.gates import Gate, GatedLayerNorm, NormMask
+from fxprune.gates import Gate, GatedLayerNorm, StatisticMask
 
 
 def gates(gated: GatedModule) -> list[Gate]:
@@ -119,7 +119,7 @@ def test_statistics_of_a_layer_norm_are_those_of_what_is_kept(function: bool, sh
     model, x = LayerNormMlp(function), rows()
     gated = auto_gate(model, x)
     assert isinstance(gated.norm, GatedLayerNorm) is not function
-    assert any(isinstance(m, NormMask) for m in gated.modules())
+    assert any(isinstance(m, StatisticMask) for m in gated.modules())
     assert_close(run(gated, x), run(model, x))
     gated.set_keep(random_keep(gated, share))
     (keep,) = gated.keep.values()

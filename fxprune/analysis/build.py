@@ -15,7 +15,7 @@ from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
 from fxprune.analysis.interpret import GraphTrace, interpret
-from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, NormGate, Plan
+from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, Plan, StatisticGate
 from fxprune.analysis.probe import unfit_nodes
 from fxprune.analysis.tracker import Tracker
 from fxprune.rules import Registry, registry
@@ -134,7 +134,7 @@ class Analysis:
                 np.isin(self.space.find(needed), np.concatenate(on_axes)) if on_axes else needed < 0
             )
             self.space.freeze(needed[~there], f"{consumer} sums over it where no gate can stand")
-        for name, source, dims in trace.norms:
+        for name, source, dims in trace.statistics:
             axes = trace.values[source][0][1]
             with_ids = [d for d in dims if axes[d] is not None]
             keep = max(with_ids, key=lambda d: len(axes[d]) if axes[d] is not None else 0)  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ class Analysis:
 
     def _gates(
         self, graph: fx.Graph, trace: GraphTrace, grouping: Grouping
-    ) -> tuple[tuple[GateSite, ...], tuple[NormGate, ...]]:
+    ) -> tuple[tuple[GateSite, ...], tuple[StatisticGate, ...]]:
         units, none = grouping.resolution.units, grouping.resolution.n_units
         wanted: dict[tuple[str, int], dict[str, None]] = {}
         for consumer, source, ids in trace.contractions:
@@ -241,14 +241,14 @@ class Analysis:
             GateSite(source, dim, tuple(consumers)) for (source, dim), consumers in wanted.items()
         ]
         sites.sort(key=lambda site: (order[site.source], site.dim))
-        norms = []
-        for node, source, dims in trace.norms:
+        statistics = []
+        for node, source, dims in trace.statistics:
             shape, axes = trace.values[source][0]
-            for d in dims:
-                axis = axes[d]
-                if axis is not None and (units[axis] != none).any():
-                    norms.append(NormGate(node, source, d - len(shape)))
-        return tuple(sites), tuple(norms)
+            free = [d for d in dims if axes[d] is not None and (units[axes[d]] != none).any()]
+            if free:
+                gated = tuple(d - len(shape) for d in free)
+                statistics.append(StatisticGate(node, source, gated))
+        return tuple(sites), tuple(statistics)
 
 
 class _RunTable:

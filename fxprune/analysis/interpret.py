@@ -18,7 +18,7 @@ from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.sizes import SizeBook
-from fxprune.analysis.tracker import Contraction, MacsTerm, NormSite, Tracker
+from fxprune.analysis.tracker import Contraction, MacsTerm, StatisticSite, Tracker
 from fxprune.errors import FxpruneError, InputError, UnsupportedOpError
 
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
@@ -69,7 +69,7 @@ class GraphTrace:
         `writer` returned.
     outputs : list of TensorIds
         Ids of the tensors the model returns.
-    contractions, norms, terms
+    contractions, statistics, terms
         What the operators recorded, see `fxprune.analysis.tracker`.
     lookups : dict[tuple[str, int], Ids]
         By node and axis of its input: the numbers of the positions it takes.
@@ -88,7 +88,7 @@ class GraphTrace:
     redirects: list[tuple[str, str]] = field(default_factory=list)
     outputs: list[TensorIds] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
-    norms: list[NormSite] = field(default_factory=list)
+    statistics: list[StatisticSite] = field(default_factory=list)
     terms: list[MacsTerm] = field(default_factory=list)
     lookups: dict[tuple[str, int], Ids] = field(default_factory=dict)
 
@@ -162,7 +162,7 @@ class _Walk:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         values = _bind(placeholders, self._meta(tuple(args)), self._meta(dict(kwargs)))
         tracker, trace = self.tracker, self.trace
-        tracker.contractions, tracker.norms = trace.contractions, trace.norms
+        tracker.contractions, tracker.statistics = trace.contractions, trace.statistics
         tracker.terms, tracker.lookups = trace.terms, trace.lookups
         with torch.no_grad(), no_attention_fastpath(), tracker:
             for node in self.graph.nodes:

@@ -66,7 +66,7 @@ class Recorder(Protocol):
 
     def record(self, tensor: Tensor) -> TensorRecord: ...
     def add_contraction(self, record: TensorRecord, ids: Ids) -> None: ...
-    def add_norm(self, record: TensorRecord, dims: tuple[int, ...]) -> None: ...
+    def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> None: ...
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None: ...
     def add_lookup(self, record: TensorRecord, dim: int, table: Ids) -> bool: ...
 
@@ -177,11 +177,11 @@ class Op:
         gated, dim = (b, b_dim) if self.static(a) and not self.static(b) else (a, a_dim)
         self.contract(gated, [dim])
 
-    def normalise(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
+    def statistic(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
         """Say that the operator takes statistics over these axes of `tensor` (a LayerNorm)."""
         record = self._recorder.record(tensor)
         if any(record.ids[d] is not None for d in dims):
-            self._recorder.add_norm(record, dims)
+            self._recorder.add_statistic(record, dims)
 
     def macs(self, factor: int, *runs: AxisIds) -> None:
         """Count multiply-accumulates: `factor` times the product of the runs' kept counts."""

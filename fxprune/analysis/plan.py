@@ -23,7 +23,7 @@ __all__ = [
     "GateSite",
     "GraphPlan",
     "Member",
-    "NormGate",
+    "StatisticGate",
     "Plan",
 ]
 
@@ -99,12 +99,12 @@ class GateSite:
 
 
 @dataclass(frozen=True, slots=True)
-class NormGate:
-    """A norm whose statistics run over a prunable axis (`dim`, negative)."""
+class StatisticGate:
+    """An operator that takes a statistic over prunable axes (`dims`, negative) of a value."""
 
     node: str
     source: str
-    dim: int
+    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class GraphPlan:
 
     trace: GraphTrace
     gates: tuple[GateSite, ...]
-    norms: tuple[NormGate, ...]
+    statistics: tuple[StatisticGate, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from fxprune.errors import FxpruneError, InternalError, UnsupportedOpError
 from fxprune.rules import Registry
 from fxprune.rules.pointwise import pointwise
 
-__all__ = ["Contraction", "MacsTerm", "NormSite", "Tracker"]
+__all__ = ["Contraction", "MacsTerm", "StatisticSite", "Tracker"]
 
 _CONST_LIMIT = 1 << 20
 _FACTORIES = {
@@ -32,7 +32,7 @@ _FACTORIES = {
 _META = torch.device("meta")
 
 Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
-NormSite = tuple[str, str, tuple[int, ...]]  # norm node, its input node, normalised axes
+StatisticSite = tuple[str, str, tuple[int, ...]]  # norm node, its input node, normalised axes
 MacsTerm = tuple[int, tuple[Ids, ...]]  # constant factor, runs of ids whose kept counts multiply it
 
 
@@ -54,7 +54,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         The graph node being executed, and how to name it to the user; set by the interpreter.
     inputs : dict[int, list[str]]
         Graph-level values that the current node reads: ``id(tensor)`` to node names.
-    contractions, norms, terms
+    contractions, statistics, terms
         What was recorded, see the type aliases of this module.
     """
 
@@ -67,7 +67,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         self.opaque = False
         self.mutated: list[Tensor] = []
         self.contractions: list[Contraction] = []
-        self.norms: list[NormSite] = []
+        self.statistics: list[StatisticSite] = []
         self.terms: list[MacsTerm] = []
         self.lookups: dict[tuple[str, int], Ids] = {}
         self.rewrites_lookups = False
@@ -147,8 +147,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         else:
             self.contractions += [(self.node, source, ids) for source in sources]
 
-    def add_norm(self, record: TensorRecord, dims: tuple[int, ...]) -> None:
-        """See `Op.normalise`."""
+    def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> None:
+        """See `Op.statistic`."""
         sources = self.inputs.get(id(record.tensor))
         if sources is None or record.root is not record.tensor:
             for d in dims:
@@ -157,7 +157,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
                     f"{self.where} normalises over it inside one opaque module or function",
                 )
         else:
-            self.norms.append((self.node, sources[0], dims))
+            self.statistics.append((self.node, sources[0], dims))
 
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None:
         """See `Op.macs`."""

@@ -50,7 +50,7 @@ def layer_norm(op: Op) -> None:
     x, shape = op.args[:2]
     dims = tuple(range(x.dim() - len(shape), x.dim()))
     ids = list(op.ids(x))
-    op.normalise(x, dims)
+    op.statistic(x, dims)
     for tensor in (op.arg(2, "weight"), op.arg(3, "bias")):
         if isinstance(tensor, Tensor):
             for own, d in enumerate(dims):

@@ -28,7 +28,7 @@ from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Keep, Plan
 from fxprune.capture import capture
 from fxprune.errors import PreconditionError
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, NormMask
+from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask
 from fxprune.passes.base import Pass, called_module, fingerprint
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.passes.remove_gates import RemoveGates
@@ -113,7 +113,9 @@ def test_inserting_then_removing_gives_the_same_graph(name: str) -> None:
     inserted = InsertGates(net.plan)(net.gm)
     assert inserted.changed
     assert fingerprint(net.gm) != before
-    assert len(inserted.edits) == len(net.plan.graphs["eval"].gates + net.plan.graphs["eval"].norms)
+    assert len(inserted.edits) == len(
+        net.plan.graphs["eval"].gates + net.plan.graphs["eval"].statistics
+    )
     assert_close(run(net.gm, net.x), expected)
     removed = RemoveGates()(net.gm)
     assert removed.changed
@@ -212,7 +214,7 @@ def test_a_layer_norm_becomes_gated_and_plain_again() -> None:
     InsertGates(net.plan)(net.gm)
     norm = net.gm.get_submodule("norm")
     assert isinstance(norm, GatedLayerNorm)
-    assert [type(m) for m in net.gm.get_submodule(GATES).children()].count(NormMask) == 1
+    assert [type(m) for m in net.gm.get_submodule(GATES).children()].count(StatisticMask) == 1
     RemoveGates()(net.gm)
     plain = net.gm.get_submodule("norm")
     assert type(plain) is nn.LayerNorm
