@@ -2,12 +2,13 @@
 
 Units leave in the order of their scores, in blocks of `round_to` channels, never the last block of
 a group. The cost falls with every block, so a bisection finds where the ranking crosses the budget.
-Where one block steps over it, single blocks and then pairs are moved until the cost is near enough.
+Where one block steps over it, the states around are searched best first until one is near enough.
 Cost is that of the whole model, prunable or not.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ TOLERANCE = 0.01
 
 _TRIES = 3000
 
-State = npt.NDArray[np.int64]
+State = tuple[int, ...]
+"""How many blocks each group has lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def _target(macs: float | None, params: float | None) -> tuple[Literal["macs", "
 class _Ladders:
     """Per group, the blocks of units in the order in which they leave; and all of them ranked.
 
-    A state says how many blocks each group has lost. A group loses them from the worst on, so that
+    A group loses them from the worst on, so that
     its width stays a multiple of the block; the last block always stays.
     """
 
@@ -212,23 +214,22 @@ class _Ladders:
 
     def after(self, count: int) -> State:
         """Return the state after the first `count` blocks of the ranking have left."""
-        return np.bincount(self.ranking[:count], minlength=len(self._blocks))
+        return tuple(np.bincount(self.ranking[:count], minlength=len(self._blocks)).tolist())
 
     def keep(self, state: State) -> Keep:
         """Return the keep-vector of a state."""
         keep = np.ones(self._n_units, dtype=bool)
-        for blocks, lost in zip(self._blocks, state.tolist(), strict=True):
+        for blocks, lost in zip(self._blocks, state, strict=True):
             for block in blocks[:lost]:
                 keep[block] = False
         return keep
 
-    def neighbours(self, state: State, direction: int) -> Iterator[State]:
-        """Yield the states in which one group has lost one block more (1) or one less (-1)."""
+    def neighbours(self, state: State) -> Iterator[State]:
+        """Yield the states in which one group has lost one block more, or one less."""
         for number, blocks in enumerate(self._blocks):
-            if 0 <= state[number] + direction <= len(blocks):
-                moved = state.copy()
-                moved[number] += direction
-                yield moved
+            for lost in (state[number] + 1, state[number] - 1):
+                if 0 <= lost <= len(blocks):
+                    yield (*state[:number], lost, *state[number + 1 :])
 
 
 def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
@@ -244,39 +245,34 @@ def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
 
 
 class _Search:
-    """Looks for the state whose cost is nearest to the target, starting from the ranking."""
+    """Looks for the state whose cost is nearest to the target, starting from the ranking.
+
+    Best first: of all states seen, the neighbours of the nearest are tried next, one block more or
+    less in one group. That leads out of a state all of whose neighbours are further away.
+    """
 
     def __init__(self, ladders: _Ladders, share: Callable[[Keep], float], target: float) -> None:
         self._ladders = ladders
         self._share = share
         self._target = target
-        self._tries = 0
+        self._seen: set[State] = set()
+        self._waiting: list[tuple[float, int, State]] = []
         self._best: State = ladders.after(0)
         self._gap = math.inf
 
     def run(self) -> Keep:
         """Return the keep-vector of the nearest state found."""
         self._follow_ranking()
-        while not self._good_enough():
-            before = self._gap
-            state, direction = self._best, 1 if self._over(self._best) else -1
-            self._try(self._ladders.neighbours(state, direction))
-            if self._gap == before:
-                pairs = (
-                    there
-                    for here in self._ladders.neighbours(state, direction)
-                    for there in self._ladders.neighbours(here, -direction)
-                )
-                self._try(pairs)
-            if self._gap == before:
-                break
+        while self._waiting and not self._good_enough():
+            _, _, state = heapq.heappop(self._waiting)
+            self._try(self._ladders.neighbours(state))
         return self._ladders.keep(self._best)
 
     def _over(self, state: State) -> bool:
         return self._share(self._ladders.keep(state)) >= self._target
 
     def _good_enough(self) -> bool:
-        return self._gap <= TOLERANCE * self._target or self._tries >= _TRIES
+        return self._gap <= TOLERANCE * self._target or len(self._seen) >= _TRIES
 
     def _follow_ranking(self) -> None:
         """Find by bisection where the ranking crosses the target, and try both sides."""
@@ -291,10 +287,14 @@ class _Search:
         self._try(self._ladders.after(min(count, last)) for count in (low, low + 1))
 
     def _try(self, states: Iterable[State]) -> None:
-        """Keep the nearest of some states; stop at the first that is near enough."""
+        """Look at states not seen before; stop at the first that is near enough."""
         for state in states:
-            self._tries += 1
+            if state in self._seen:
+                continue
+            self._seen.add(state)
             gap = abs(self._share(self._ladders.keep(state)) - self._target)
+            # of states equally near, the one found first
+            heapq.heappush(self._waiting, (gap, len(self._seen), state))
             if gap < self._gap:
                 self._best, self._gap = state, gap
             if self._good_enough():
