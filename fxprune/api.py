@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from fxprune.analysis.policy import Attention, check_attention
 from fxprune.assemble import analyse, analyse_guessing, assemble
 from fxprune.capture import capture
 from fxprune.errors import ConfigError
@@ -28,6 +29,7 @@ def auto_gate(
     ignore: Sequence[Ignore] | Ignore = (),
     round_to: int = 1,
     unknown: Literal["freeze", "error"] = "freeze",
+    attention: Attention = "both",
 ) -> GatedModule:
     """Capture a model, find its groups of coupled channels, and put gates on all of them.
 
@@ -48,6 +50,10 @@ def auto_gate(
     unknown : {"freeze", "error"}
         What to do with an operator that has no rule: freeze the channels that reach it, with the
         reason, or raise an `UnsupportedOpError`.
+    attention : {"head", "head_dim", "both", "off"}
+        What of attention to prune: whole heads, positions inside heads (the same in all heads of a
+        layer; those of query and key apart from those of value), both, or neither. Channels
+        outside of attention are pruned whatever it says. Scales keep their value.
 
     Returns
     -------
@@ -57,7 +63,8 @@ def auto_gate(
     Raises
     ------
     ConfigError
-        If `model` is not a module, is on the meta device, or an entry of `ignore` matches nothing.
+        If `model` is not a module, is on the meta device, an entry of `ignore` matches nothing,
+        or an option has a value it cannot have.
     CaptureError
         If the model cannot be captured as a graph; names the line of its forward.
     InputError
@@ -81,17 +88,19 @@ def auto_gate(
         raise ConfigError(
             f"The 'unknown' parameter must be 'freeze' or 'error'. Got {unknown!r} instead."
         )
+    check_attention(attention)
     ignored = _ignored(model, ignore)
     private = _copy(model)
     if example_inputs is None:
         captured = capture(private)
-        inputs, plan = analyse_guessing(captured, ignored, unknown)
+        inputs, plan = analyse_guessing(captured, ignored, unknown, attention)
     else:
         inputs = normalize_inputs(example_inputs)
         captured = capture(private, len(inputs[0]), frozenset(inputs[1]))
-        plan = analyse(captured, inputs, ignored, unknown)
+        plan = analyse(captured, inputs, ignored, unknown, attention)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
-    return assemble(captured, plan, Settings.of(inputs, [n for n in names if ignored(n)], round_to))
+    settings = Settings.of(inputs, [n for n in names if ignored(n)], round_to, attention)
+    return assemble(captured, plan, settings)
 
 
 def _check_model(model: Any) -> None:

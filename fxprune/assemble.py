@@ -8,6 +8,7 @@ from torch import fx
 
 from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Plan
+from fxprune.analysis.policy import Attention
 from fxprune.capture import Captured
 from fxprune.capture.guess import candidate_inputs
 from fxprune.errors import InputError, InternalError
@@ -26,7 +27,9 @@ Ignored = Callable[[str], str | None]
 """From a parameter's name to the reason why its output width must stay, or None."""
 
 
-def analyse(captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str) -> Plan:
+def analyse(
+    captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str, attention: Attention
+) -> Plan:
     """Analyse a captured model, and once more if its graphs could be written in better form.
 
     Parameters
@@ -37,20 +40,27 @@ def analyse(captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str) 
         Example inputs.
     ignored : callable
     unknown : {"freeze", "error"}
+    attention : {"head", "head_dim", "both", "off"}
 
     Raises
     ------
     InputError
         If the model does not run on these inputs.
     """
-    plan = _analysis(captured, unknown).run(*inputs, ignored)
+    plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
     if _lower(captured, plan):
-        plan = _analysis(captured, unknown).run(*inputs, ignored)
+        plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
     return plan
 
 
-def _analysis(captured: Captured, unknown: str) -> Analysis:
-    return Analysis(captured.root, captured.graphs, unknown=unknown, rewritten=REWRITTEN)
+def _analysis(captured: Captured, unknown: str, attention: Attention) -> Analysis:
+    return Analysis(
+        captured.root,
+        captured.graphs,
+        unknown=unknown,
+        rewritten=REWRITTEN,
+        attention=attention,
+    )
 
 
 def _lower(captured: Captured, plan: Plan) -> bool:
@@ -69,13 +79,15 @@ def _lower(captured: Captured, plan: Plan) -> bool:
     return changed
 
 
-def analyse_guessing(captured: Captured, ignored: Ignored, unknown: str) -> tuple[Inputs, Plan]:
+def analyse_guessing(
+    captured: Captured, ignored: Ignored, unknown: str, attention: Attention
+) -> tuple[Inputs, Plan]:
     """Analyse a captured model on the first likely input that it runs on; return both."""
     failures = []
     for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
         inputs: Inputs = ((guess,), {})
         try:
-            return inputs, analyse(captured, inputs, ignored, unknown)
+            return inputs, analyse(captured, inputs, ignored, unknown, attention)
         except InputError as error:
             failures.append((tuple(guess.shape), error))
     shapes = ", ".join(str(shape) for shape, _ in failures)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.analysis.plan import Keep
+from fxprune.analysis.policy import Attention
 from fxprune.api import Ignore, auto_gate
 from fxprune.budget import Selection, solve
 from fxprune.gated import GatedModule
@@ -94,6 +95,7 @@ def prune(
     importance: Importance = "magnitude",
     round_to: int = 1,
     ignore: Sequence[Ignore] | Ignore = (),
+    attention: Attention = "both",
     seed: int = 0,
 ) -> nn.Module:
     """Prune a model once, without training: gate, score, cut, compact.
@@ -106,7 +108,7 @@ def prune(
         Guessed when left out.
     macs, params, importance, round_to, seed
         See `select`.
-    ignore
+    ignore, attention
         See `fxprune.auto_gate`.
 
     Returns
@@ -130,7 +132,7 @@ def prune(
     >>> compact.get_submodule("0").out_channels
     32
     """
-    gated = auto_gate(model, example_inputs, ignore=ignore)
+    gated = auto_gate(model, example_inputs, ignore=ignore, attention=attention)
     chosen = select(
         gated, macs=macs, params=params, importance=importance, round_to=round_to, seed=seed
     )

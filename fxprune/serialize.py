@@ -72,7 +72,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     args, kwargs = recipe.inputs
     inputs: Any = {**kwargs} if kwargs and not args else args
     try:
-        gated = auto_gate(model, inputs, ignore=recipe.ignored)
+        gated = auto_gate(model, inputs, ignore=recipe.ignored, attention=recipe.attention)
     except FxpruneError as error:
         raise LoadError(f"{path} does not fit the {type(model).__name__} given: {error}") from error
     sizes = {group.name: group.size for group in gated.groups}

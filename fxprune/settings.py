@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.analysis.policy import Attention
 from fxprune.errors import ConfigError
 from fxprune.inputs import Inputs
 
 __all__ = ["FORMAT", "Recipe", "Settings", "check_round_to"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the recipe; a reader refuses newer ones."""
 
 
@@ -42,21 +43,30 @@ class Settings:
         Names of the parameters and buffers that were ignored.
     round_to : int
         What widths are rounded to when a budget chooses them.
+    attention : {"head", "head_dim", "both", "off"}
+        What of attention is prunable.
     """
 
     inputs: str
     ignored: tuple[str, ...]
     round_to: int = 1
+    attention: Attention = "both"
 
     @classmethod
-    def of(cls, inputs: Inputs, ignored: Sequence[str], round_to: int = 1) -> Settings:
+    def of(
+        cls,
+        inputs: Inputs,
+        ignored: Sequence[str],
+        round_to: int = 1,
+        attention: Attention = "both",
+    ) -> Settings:
         """Describe example inputs and ignored names."""
         args, kwargs = inputs
         described = {
             "args": [_describe(a) for a in args],
             "kwargs": {k: _describe(v) for k, v in kwargs.items()},
         }
-        return cls(json.dumps(described), tuple(ignored), round_to)
+        return cls(json.dumps(described), tuple(ignored), round_to, attention)
 
     def recipe(self, keep: Mapping[str, Tensor]) -> str:
         """Return the JSON recipe of a compact model.
@@ -71,6 +81,7 @@ class Settings:
                 "format": FORMAT,
                 "inputs": json.loads(self.inputs),
                 "ignored": self.ignored,
+                "attention": self.attention,
                 "keep": masks,
             }
         )
@@ -85,11 +96,13 @@ class Recipe:
     inputs : tuple (args, kwargs)
         Meta tensors of the example inputs' shapes.
     ignored : tuple[str, ...]
+    attention : {"head", "head_dim", "both", "off"}
     keep : dict of str to bool Tensor
     """
 
     inputs: Inputs
     ignored: tuple[str, ...]
+    attention: Attention
     keep: Mapping[str, Tensor]
 
     @classmethod
@@ -110,7 +123,8 @@ class Recipe:
             name: torch.tensor([c == "1" for c in mask], dtype=torch.bool)
             for name, mask in data["keep"].items()
         }
-        return cls((args, kwargs), tuple(data["ignored"]), keep)
+        attention = data.get("attention", "both")
+        return cls((args, kwargs), tuple(data["ignored"]), attention, keep)
 
 
 def _describe(value: Any) -> Any:

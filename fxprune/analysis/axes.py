@@ -10,8 +10,10 @@ Reshape algebra
 A reshape factors into blocks of neighbouring axes with equal products,
 ``(s1, .., sk) -> (t1, .., tm)``. Inside a block the axes are merged into one (repeat and tile, or
 composition) and split again. After a split, an axis along which the ids do not vary carries none.
-When they vary along several, what remains must still be a rectangle, and the policy "same position
-everywhere" ties the ids along all but the longest of these axes.
+When they vary along several, what remains must still be a rectangle: each of these axes gets ids of
+its own, and position ``(i, j)`` of the split axis becomes the composition of the two, kept when
+both are. A query projection split into (heads, head_dim) is so pruned by whole heads and by
+positions that all heads share.
 """
 
 from __future__ import annotations
@@ -103,17 +105,28 @@ def _split(space: IdSpace, merged: Ids, sizes: list[int], where: str) -> list[Ax
         space.freeze(merged, f"{where} spreads one channel over several axes")
     if len(varying) > 1:
         factors = _factor(space, merged, sizes)
-        if factors is not None:
-            return factors
-        longest = max(varying, key=lambda axis: sizes[axis])
-        rows = np.moveaxis(box, longest, -1).reshape(-1, sizes[longest])
-        for row in rows[1:]:
-            space.unify(rows[0], row, where, f"{where} splits an axis of which a part is fixed")
-        varying = [longest]
-        box = np.broadcast_to(
-            rows[0].reshape([n if a == longest else 1 for a, n in enumerate(sizes)]), sizes
-        )
+        return _compose(space, merged, sizes, varying, where) if factors is None else factors
     return [_line(box, axis) if axis in varying else None for axis in range(len(sizes))]
+
+
+def _compose(
+    space: IdSpace, merged: Ids, sizes: list[int], varying: list[int], where: str
+) -> list[AxisIds]:
+    """Give every varying axis ids of its own and tie the split axis to their compositions."""
+    roots = space.find(merged).reshape(sizes)
+    result: list[AxisIds] = [None] * len(sizes)
+    product: AxisIds = None
+    for axis in varying:
+        slices = np.moveaxis(roots, axis, 0).reshape(sizes[axis], -1)
+        _, same = np.unique(slices, axis=0, return_inverse=True)
+        line = space.fresh(int(same.max()) + 1, Owner(where, axis, "node"))[same]
+        result[axis] = line
+        spread = [n if a == axis else 1 for a, n in enumerate(sizes)]
+        whole = np.broadcast_to(line.reshape(spread), sizes).reshape(-1)
+        product = whole if product is None else space.compose(product, whole, Owner(where, 0, "node"))
+    if product is not None:
+        space.unify(merged, product, where, f"{where} splits an axis of which a part is fixed")
+    return result
 
 
 def _varying(box: Ids) -> list[int]:

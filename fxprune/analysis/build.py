@@ -16,6 +16,7 @@ from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
 from fxprune.analysis.interpret import GraphTrace, interpret
 from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, Plan, StatisticGate
+from fxprune.analysis.policy import Attention, apply_policy
 from fxprune.analysis.probe import unfit_nodes
 from fxprune.analysis.tracker import Tracker
 from fxprune.rules import Registry, registry
@@ -37,6 +38,8 @@ class Analysis:
     rewritten : frozenset, optional
         ``(op, target)`` of the nodes whose written sizes a pass can change. When given, every other
         node is checked to follow its inputs' widths, and frozen if it does not.
+    attention : {"head", "head_dim", "both", "off"}
+        What of attention is prunable.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class Analysis:
         rules: Registry = registry,
         unknown: str = "freeze",
         rewritten: frozenset[Any] | None = None,
+        attention: Attention = "both",
     ) -> None:
         self.root = root
         self.graphs = graphs
         self.space = IdSpace()
         self._rewritten = rewritten
+        self._attention = attention
         self._tracker = Tracker(self.space, rules, unknown)
         self._names = named_tensors(root)
 
@@ -77,7 +82,12 @@ class Analysis:
         }
         if any(self._redirect(mode, trace) for mode, trace in traces.items()):
             again = type(self)(
-                self.root, self.graphs, self._tracker.rules, self._tracker.unknown, self._rewritten
+                self.root,
+                self.graphs,
+                self._tracker.rules,
+                self._tracker.unknown,
+                self._rewritten,
+                self._attention,
             )
             return again.run(args, kwargs, ignored)
         for trace in traces.values():
@@ -87,6 +97,7 @@ class Analysis:
         self._freeze_ignored(ignored)
         for mode, trace in traces.items():
             self._freeze_ungatable(self.graphs[mode], trace)
+        apply_policy(self.space, self._attention)
         grouping = group_units(self.space, self._unused())
         while self._rewritten is not None and self._freeze_unfit(traces, grouping):
             grouping = group_units(self.space, self._unused())

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from fxprune.analysis.ids import Ids, IdSpace, Owner, Resolution
 from fxprune.analysis.op import KERNEL
-from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Member
+from fxprune.analysis.plan import ChannelGroup, FrozenAxis, GroupKind, Member
+from fxprune.analysis.policy import kinds_of
 
 __all__ = ["Grouping", "group_units"]
 
@@ -44,7 +45,7 @@ def group_units(space: IdSpace, unused: Sequence[tuple[str, tuple[int, ...]]]) -
     for _, ids in stored:
         used[ids] = True
     resolution = space.resolve(used)
-    order, groups = _groups(space, stored, resolution)
+    order, groups = _groups(space, stored, resolution, kinds_of(space, resolution.atoms))
     rank = np.empty(resolution.n_units + 1, dtype=np.int64)
     rank[order] = np.arange(resolution.n_units)
     rank[resolution.n_units] = resolution.n_units
@@ -74,12 +75,16 @@ def _pairs(
 
 
 def _groups(
-    space: IdSpace, stored: Sequence[tuple[Owner, Ids]], resolution: Resolution
+    space: IdSpace,
+    stored: Sequence[tuple[Owner, Ids]],
+    resolution: Resolution,
+    kinds: Sequence[GroupKind],
 ) -> tuple[npt.NDArray[np.int64], tuple[ChannelGroup, ...]]:
     """Return the units in group order and the groups.
 
-    Units belong to one group when their sets of axes are equal; sets are compared by a sum of
-    random 64-bit numbers, one per axis, and never by Python loops over units.
+    Units belong to one group when their sets of axes are equal, and the sets of units that they
+    share positions with, as the heads of an attention do with the places inside them. Sets are
+    compared by a sum of random 64-bit numbers, one per member, and never by Python loops over units.
     """
     units, axes, places = _pairs(stored, resolution)
     if not len(units):
@@ -92,6 +97,7 @@ def _groups(
     numbers = np.random.default_rng(0).integers(1, 2**63, size=len(stored), dtype=np.uint64)
     signature = np.zeros(resolution.n_units, dtype=np.uint64)
     np.add.at(signature, units, numbers[axes])
+    signature += _partners(resolution)
 
     inputs = space.input_mask()
     is_input = np.array([bool(inputs[ids].any()) for _, ids in stored])
@@ -117,12 +123,27 @@ def _groups(
         groups.append(
             ChannelGroup(
                 _name(lead, bool(is_input[lead_axis[chunk[0]]]), names),
-                "channel",
+                kinds[int(chunk[0])],
                 len(chunk),
                 members,
             )
         )
     return np.concatenate(chunks), tuple(groups)
+
+
+def _partners(resolution: Resolution) -> npt.NDArray[np.uint64]:
+    """Return for each unit a number that stands for the set of units it shares positions with."""
+    none = resolution.n_units
+    rows = np.unique(resolution.units, axis=0)
+    rows = rows[(rows != none).sum(axis=1) > 1]
+    columns = range(rows.shape[1])
+    pairs = [rows[:, [a, b]] for a in columns for b in columns if a != b]
+    met = np.unique(np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs]), axis=0)
+    met = met[(met != none).all(axis=1)]
+    numbers = np.random.default_rng(1).integers(1, 2**63, size=none, dtype=np.uint64)
+    total = np.zeros(none, dtype=np.uint64)
+    np.add.at(total, met[:, 0], numbers[met[:, 1]])
+    return total
 
 
 def _members(

@@ -62,12 +62,15 @@ class Resolution:
         Reason by root class, for the frozen classes.
     roots : Ids, shape (n_ids,)
         Root class of each id.
+    atoms : Ids, shape (n_units,)
+        Root class of each unit.
     """
 
     units: Ids
     n_units: int
     reasons: dict[int, str]
     roots: Ids
+    atoms: Ids
 
 
 class IdSpace:
@@ -75,12 +78,13 @@ class IdSpace:
 
     def __init__(self) -> None:
         self._parent: Ids = np.zeros(1024, dtype=np.int64)
+        self._factors: Ids = np.zeros((2, 1024), dtype=np.int64)  # of composed ids, else 0
         self._size = 1
         self._starts: list[int] = [0]
         self._owners: list[Owner] = [Owner("", 0, "node")]
         self._frozen: list[tuple[Ids, str]] = []
-        self._composed: list[tuple[Ids, Ids, Ids]] = []
         self._inputs: list[Ids] = []
+        self._heads: list[Ids] = []
         self.ties: list[Tie] = []
 
     def __len__(self) -> int:
@@ -91,9 +95,9 @@ class IdSpace:
         """Return `count` new consecutive ids born at `owner`."""
         start, stop = self._size, self._size + count
         if stop > len(self._parent):
-            grown = np.zeros(max(stop, 2 * len(self._parent)), dtype=np.int64)
-            grown[: self._size] = self._parent[: self._size]
-            self._parent = grown
+            more = max(stop, 2 * len(self._parent)) - len(self._parent)
+            self._parent = np.pad(self._parent, (0, more))
+            self._factors = np.pad(self._factors, ((0, 0), (0, more)))
         ids = np.arange(start, stop, dtype=np.int64)
         self._parent[start:stop] = ids
         self._size = stop
@@ -106,37 +110,37 @@ class IdSpace:
         both = (a != ALWAYS) & (b != ALWAYS)
         ids: Ids = np.where(a == ALWAYS, b, a)
         if both.any():
-            ids[both] = self.fresh(int(both.sum()), owner)
-            self._composed.append((ids[both], a[both], b[both]))
+            made = self.fresh(int(both.sum()), owner)
+            self._factors[:, made] = a[both], b[both]
+            ids[both] = made
         return ids
 
     def parts(self, ids: Ids) -> tuple[Ids, Ids] | None:
-        """Return the two factors of ids that one composition made, in any order, or None."""
-        for made, a, b in self._composed:
-            if len(ids) and made[0] <= ids.min() and ids.max() <= made[-1]:
-                at = ids - made[0]
-                return a[at], b[at]
-        return None
+        """Return the two factors of ids that are all composed, or None."""
+        a, b = self._factors[:, ids]
+        return (a, b) if len(ids) and a.all() else None
 
     def atoms(self, ids: Ids) -> Ids:
         """Return the distinct ids that are not composed and on which `ids` depend.
 
         Id 0 is left out.
         """
-        todo = [np.unique(ids)]
-        found: list[Ids] = []
-        while todo:
-            now = todo.pop()
-            rest = now
-            for made, a, b in self._composed:
-                at = now[(now >= made[0]) & (now <= made[-1])] - made[0]
-                if len(at):
-                    todo += [np.unique(a[at]), np.unique(b[at])]
-                    rest = rest[(rest < made[0]) | (rest > made[-1])]
-            found.append(rest)
-        atoms: Ids = np.unique(np.concatenate(found))
-        kept: Ids = atoms[atoms != ALWAYS]
-        return kept
+        now = np.unique(ids)
+        while True:
+            composed = self._factors[0, now] != ALWAYS
+            if not composed.any():
+                kept: Ids = now[now != ALWAYS]
+                return kept
+            now = np.unique(np.concatenate([now[~composed], *self._factors[:, now[composed]]]))
+
+    def factor_pairs(self) -> tuple[Ids, Ids]:
+        """Return the root classes of the two factors of every composed id, in order of birth.
+
+        Equal products have equal factors then.
+        """
+        self._close_compositions()
+        made = np.flatnonzero(self._factors[0, : self._size])
+        return self.find(self._factors[0, made]), self.find(self._factors[1, made])
 
     # -- relations
     def find(self, ids: Ids) -> Ids:
@@ -193,7 +197,16 @@ class IdSpace:
         if ids is not None:
             self._inputs.append(ids[ids != ALWAYS])
 
+    def mark_heads(self, ids: Ids | None) -> None:
+        """Mark ids as heads: an axis that a product of two activations is batched over."""
+        if ids is not None:
+            self._heads.append(self.atoms(ids))
+
     # -- questions
+    def heads(self) -> Ids:
+        """Return the ids marked by `mark_heads`."""
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._heads]))
+
     def owners(self, ids: Ids) -> list[Owner]:
         """Return the distinct owners of `ids`, in order of birth."""
         at = np.searchsorted(np.asarray(self._starts), np.unique(ids), side="right") - 1
@@ -228,88 +241,100 @@ class IdSpace:
         for ids, reason in self._frozen:
             for root in np.unique(roots[self.atoms(ids)]).tolist():
                 reasons.setdefault(root, reason)
-        composed: dict[int, tuple[int, int]] = {}
-        for made, a, b in self._composed:
-            pairs = zip(roots[made].tolist(), roots[a].tolist(), roots[b].tolist(), strict=True)
-            composed.update({m: (x, y) for m, x, y in pairs})
-        cyclic = _cyclic(composed)
+        wholes, parts = self._products(roots)
+        levels, cyclic = _levels(self._size, wholes, parts)
         reasons.update(dict.fromkeys(cyclic, "its channels would have to be parts of themselves"))
-        self._spread_freezing(composed, reasons)
-        for root in cyclic:
-            del composed[root]
+        _spread_freezing(wholes, parts, reasons)
         needed = np.zeros(self._size, dtype=bool)
         needed[roots[used]] = True
-        for whole, parts in reversed(composed.items()):
-            needed[list(parts)] |= needed[whole]
+        for level in reversed(levels):
+            needed[parts[:, level[needed[wholes[level]]]]] = True
         atomic = np.unique(roots)
-        fixed = np.fromiter({ALWAYS, *reasons, *composed}, dtype=np.int64)
+        fixed = np.fromiter({ALWAYS, *reasons, *wholes.tolist()}, dtype=np.int64)
         free = atomic[needed[atomic] & ~np.isin(atomic, fixed)]
-        units = _unit_table(self._size, free, composed)
-        return Resolution(units[roots], len(free), reasons, roots)
+        units = _unit_table(self._size, free, wholes, parts, levels)
+        return Resolution(units[roots], len(free), reasons, roots, free)
+
+    def _products(self, roots: Ids) -> tuple[Ids, Ids]:
+        """Return the distinct roots of composed ids, shape (m,), and of their factors, (2, m)."""
+        made = np.flatnonzero(self._factors[0, : self._size])
+        wholes, first = np.unique(roots[made], return_index=True)
+        return wholes, roots[self._factors[:, made[first]]]
 
     def _close_compositions(self) -> None:
         """Tie the factors of composed ids that were themselves tied.
 
         Equal products get equal factors, in order: a sufficient condition, not a necessary one.
         """
-        changed = bool(self._composed)
+        made = np.flatnonzero(self._factors[0, : self._size])
+        changed = len(made) > 0
         while changed:
-            changed = False
-            seen: dict[int, tuple[int, int]] = {}
-            for made, a, b in self._composed:
-                keys = self.find(made)
-                for key, x, y in zip(keys.tolist(), a.tolist(), b.tolist(), strict=True):
-                    first = seen.setdefault(key, (x, y))
-                    changed |= self._link(np.array([x, y]), np.array(first))
-
-    @staticmethod
-    def _spread_freezing(composed: dict[int, tuple[int, int]], reasons: dict[int, str]) -> None:
-        """Freeze the factors of frozen products, and products of frozen factors."""
-        changed = True
-        while changed:
-            changed = False
-            for whole, parts in composed.items():
-                frozen = [part for part in parts if part in reasons]
-                if whole in reasons and len(frozen) < len(parts):
-                    reasons.update({p: reasons[whole] for p in parts if p not in reasons})
-                    changed = True
-                elif whole not in reasons and len(frozen) == len(parts):
-                    reasons[whole] = reasons[frozen[0]]
-                    changed = True
+            _, first, which = np.unique(self.find(made), return_index=True, return_inverse=True)
+            same = made[first][which]
+            linked = [self._link(f[made], f[same]) for f in self._factors]
+            changed = any(linked)
 
 
-def _cyclic(composed: dict[int, tuple[int, int]]) -> set[int]:
-    """Return the roots that are, through compositions, parts of themselves."""
-    graph = nx.DiGraph([(whole, part) for whole, parts in composed.items() for part in parts])
-    loops = {whole for whole, parts in composed.items() if whole in parts}
-    rings = (ring for ring in nx.strongly_connected_components(graph) if len(ring) > 1)
-    return loops.union(*rings)
+def _levels(size: int, wholes: Ids, parts: Ids) -> tuple[list[Ids], set[int]]:
+    """Order products by depth: those of atoms, those of these, and so on.
+
+    Returns
+    -------
+    levels : list of int arrays
+        Indices into `wholes`.
+    cyclic : set of int
+        Roots that are, through compositions, parts of themselves; they are on no level.
+    """
+    known = np.ones(size, dtype=bool)
+    known[wholes] = False
+    left = np.arange(len(wholes))
+    levels: list[Ids] = []
+    cyclic: set[int] = set()
+    while len(left):
+        ready = known[parts[:, left]].all(axis=0)
+        if ready.any():
+            levels.append(left[ready])
+        else:
+            cyclic |= (rings := _rings(wholes[left], parts[:, left]))
+            ready = np.isin(wholes[left], list(rings))
+        known[wholes[left[ready]]] = True
+        left = left[~ready]
+    return levels, cyclic
 
 
-def _unit_table(size: int, free: Ids, composed: dict[int, tuple[int, int]]) -> Ids:
+def _rings(wholes: Ids, parts: Ids) -> set[int]:
+    edges = [(w, p) for row in parts for w, p in zip(wholes.tolist(), row.tolist(), strict=True)]
+    loops = {whole for whole, part in edges if whole == part}
+    found = nx.strongly_connected_components(nx.DiGraph(edges))
+    return loops.union(*(ring for ring in found if len(ring) > 1))
+
+
+def _spread_freezing(wholes: Ids, parts: Ids, reasons: dict[int, str]) -> None:
+    """Freeze the factors of frozen products, and products of frozen factors."""
+    changed = len(wholes) > 0
+    while changed:
+        frozen = np.fromiter(reasons, dtype=np.int64)
+        whole, part = np.isin(wholes, frozen), np.isin(parts, frozen)
+        down = np.flatnonzero(whole & ~part.all(axis=0))
+        up = np.flatnonzero(~whole & part.all(axis=0))
+        changed = bool(len(down) or len(up))
+        for at in down.tolist():
+            for factor in parts[:, at].tolist():
+                reasons.setdefault(factor, reasons[int(wholes[at])])
+        for at in up.tolist():
+            reasons[int(wholes[at])] = reasons[int(parts[0, at])]
+
+
+def _unit_table(size: int, free: Ids, wholes: Ids, parts: Ids, levels: list[Ids]) -> Ids:
     """Return for each root the indices of the units it needs, padded with ``len(free)``."""
     pad = len(free)
-    single = np.full(size, pad, dtype=np.int64)
-    single[free] = np.arange(pad)
-    if not composed:
-        return single[:, None]
-    sets: dict[int, frozenset[int]] = {}
-
-    def units_of(root: int) -> frozenset[int]:
-        if root not in sets:
-            if root in composed:
-                x, y = composed[root]
-                sets[root] = units_of(x) | units_of(y)
-            else:
-                unit = int(single[root])
-                sets[root] = frozenset() if unit == pad else frozenset({unit})
-        return sets[root]
-
-    rows = {root: sorted(units_of(root)) for root in composed}
-    width = max(1, *(len(row) for row in rows.values()))
-    table = np.full((size, width), pad, dtype=np.int64)
-    table[:, 0] = single
-    for root, row in rows.items():
-        table[root] = pad
-        table[root, : len(row)] = row
+    table = np.full((size, 1), pad, dtype=np.int64)
+    table[free, 0] = np.arange(pad)
+    for level in levels:
+        both = np.sort(np.concatenate([table[parts[0, level]], table[parts[1, level]]], axis=1))
+        both[:, 1:][both[:, 1:] == both[:, :-1]] = pad
+        both = np.sort(both)
+        width = max(table.shape[1], int((both != pad).sum(axis=1).max(initial=1)))
+        table = np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=pad)
+        table[wholes[level]] = both[:, :width]
     return table

@@ -21,6 +21,7 @@ __all__ = [
     "CostTerms",
     "FrozenAxis",
     "GateSite",
+    "GroupKind",
     "GraphPlan",
     "Member",
     "StatisticGate",

@@ -61,7 +61,7 @@ def demo(args: argparse.Namespace) -> Answer:
 def inspect(args: argparse.Namespace) -> Answer:
     """Say what of a model is prunable."""
     model = build_model(args.model, args.weights)
-    found = explain(model, _inputs(args), ignore=ignored_names(args.ignore))
+    found = explain(model, _inputs(args), ignore=ignored_names(args.ignore), attention=args.attention)
     return Answer(str(found), {"model": args.model, **found.to_dict()})
 
 
@@ -73,7 +73,7 @@ def prune(args: argparse.Namespace) -> Answer:
         stage("build")
         model = build_model(args.model, args.weights)
         stage("gate")
-        gated = auto_gate(model, _inputs(args), ignore=ignored)
+        gated = auto_gate(model, _inputs(args), ignore=ignored, attention=args.attention)
         selection = select(
             gated,
             macs=args.macs,

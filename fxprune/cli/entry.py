@@ -13,8 +13,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from fxprune import __version__
+from fxprune.analysis.policy import Attention
 from fxprune.cli import commands
 from fxprune.cli.commands import Answer
 from fxprune.cli.train import add_train_options, train
@@ -156,6 +158,12 @@ def _add_ignore_and_weights(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="module or parameter that keeps its width, or re:PATTERN; may be repeated",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=get_args(Attention),
+        default="both",
+        help="what of attention to prune: whole heads, positions inside heads (both)",
     )
     parser.add_argument("--weights", help="file with a state_dict, or a name the library knows")
 

@@ -34,6 +34,7 @@ def train(args: argparse.Namespace) -> Answer | None:
         held_back=args.held_back,
         round_to=args.round_to,
         ignore=tuple(ignored_names(args.ignore)),
+        attention=args.attention,
         dense=args.dense,
         batch_size=args.batch_size,
         accumulate=args.accumulate,

@@ -28,6 +28,9 @@ def _product(op: Op, a: Tensor, b: Tensor) -> tuple[AxisIds, ...]:
     contracted = op.ids(a)[-1] if op.ids(a)[-1] is not None else op.ids(b)[-2]
     op.contract_pair(a, a.dim() - 1, b, b.dim() - 2)
     batch = [op.unify(op.ids(a)[d], op.ids(b)[d], a.shape[d]) for d in range(a.dim() - 2)]
+    if not op.static(a) and not op.static(b):
+        for axis in batch:
+            op.space.mark_heads(axis)
     rows, columns = op.ids(a)[-2], op.ids(b)[-1]
     sizes = [*a.shape, b.shape[-1]]
     _count(op, list(zip(sizes, [*batch, rows, contracted, columns], strict=True)))

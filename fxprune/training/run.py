@@ -243,7 +243,11 @@ def _networks(
 ) -> tuple[GatedModule, nn.Module]:
     """Return the gated and the plain network, from the same weights on every rank."""
     gated = auto_gate(
-        model, sources.example, ignore=settings.ignore, round_to=settings.round_to
+        model,
+        sources.example,
+        ignore=settings.ignore,
+        round_to=settings.round_to,
+        attention=settings.attention,
     ).to(ranks.device)
     check_classes(gated, sources.example.to(ranks.device), sources.n_classes)
     dense = copy.deepcopy(model).to(ranks.device)

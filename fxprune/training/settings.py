@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fxprune.analysis.policy import Attention, check_attention
 from fxprune.api import Ignore
 from fxprune.errors import ConfigError
 from fxprune.inputs import check_count
@@ -41,6 +42,8 @@ class TrainSettings:
         Kept widths are multiples of this.
     ignore : tuple
         What keeps its width, as for `fxprune.auto_gate`.
+    attention : {"head", "head_dim", "both", "off"}
+        What of attention to prune, as for `fxprune.auto_gate`.
     dense : bool
         First train the dense network the same way, for comparison; on all the training data.
     batch_size : int
@@ -92,6 +95,7 @@ class TrainSettings:
     held_back: float = 0.05
     round_to: int = 1
     ignore: tuple[Ignore, ...] = ()
+    attention: Attention = "both"
     dense: bool = True
     batch_size: int = 64
     accumulate: int = 1
@@ -127,6 +131,7 @@ class TrainSettings:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_round_to(self.round_to)
+        check_attention(self.attention)
         _check_choice("optimizer", self.optimizer, tuple(OPTIMIZERS))
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_number("held_back", self.held_back, above=0, most=0.5)
