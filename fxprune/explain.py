@@ -13,6 +13,7 @@ from torch import nn
 
 from fxprune._tables import Style, count, percent, shape_text, table
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Plan
+from fxprune.analysis.policy import Attention
 from fxprune.api import Ignore, auto_gate
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
@@ -203,6 +204,7 @@ def explain(
     example_inputs: ExampleInputs | None = None,
     *,
     ignore: Sequence[Ignore] | Ignore = (),
+    attention: Attention = "both",
 ) -> Explanation:
     """Say what of a model is prunable, what is frozen and why.
 
@@ -215,6 +217,8 @@ def explain(
         analysed already.
     ignore : sequence of str, re.Pattern, module type or module
         What must keep its own output width, as for `fxprune.auto_gate`. Not for a gated model.
+    attention : {"head", "head_dim", "both", "off"}
+        What of attention to prune, as for `fxprune.auto_gate`. A gated model has its own.
 
     Returns
     -------
@@ -248,7 +252,7 @@ def explain(
             )
         gated = model
     else:
-        gated = auto_gate(model, example_inputs, ignore=ignore)
+        gated = auto_gate(model, example_inputs, ignore=ignore, attention=attention)
     modules = _module_shares(gated, model)
     params = sum(module.params for module in modules)
     prunable = sum(module.prunable_params for module in modules)

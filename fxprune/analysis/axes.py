@@ -123,7 +123,9 @@ def _compose(
         result[axis] = line
         spread = [n if a == axis else 1 for a, n in enumerate(sizes)]
         whole = np.broadcast_to(line.reshape(spread), sizes).reshape(-1)
-        product = whole if product is None else space.compose(product, whole, Owner(where, 0, "node"))
+        product = (
+            whole if product is None else space.compose(product, whole, Owner(where, 0, "node"))
+        )
     if product is not None:
         space.unify(merged, product, where, f"{where} splits an axis of which a part is fixed")
     return result

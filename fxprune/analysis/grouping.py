@@ -84,7 +84,8 @@ def _groups(
 
     Units belong to one group when their sets of axes are equal, and the sets of units that they
     share positions with, as the heads of an attention do with the places inside them. Sets are
-    compared by a sum of random 64-bit numbers, one per member, and never by Python loops over units.
+    compared by a sum of random 64-bit numbers, one per member, and never in
+    a Python loop over units.
     """
     units, axes, places = _pairs(stored, resolution)
     if not len(units):
@@ -112,7 +113,9 @@ def _groups(
         (np.diff(signature[order].astype(np.uint64)) != 0) | (np.diff(lead_axis[order]) != 0)
     )
     chunks = np.split(order, borders + 1)
-    chunks.sort(key=lambda chunk: (int(lead_axis[chunk[0]]), int(lead_place[chunk].min())))
+    chunks.sort(
+        key=lambda c: (int(lead_axis[c[0]]), int(lead_place[c].min()), kinds[int(c[0])] != "head")
+    )
     starts = np.searchsorted(units, np.arange(resolution.n_units + 1))
     names: dict[str, int] = {}
     groups = []

@@ -52,4 +52,6 @@ def apply_policy(space: IdSpace, policy: Attention) -> None:
 def kinds_of(space: IdSpace, atoms: Ids) -> list[Literal["channel", "head", "head_dim"]]:
     """Return what each of some root classes is."""
     heads, places = (np.isin(atoms, found) for found in heads_and_places(space))
-    return ["head" if h else "head_dim" if p else "channel" for h, p in zip(heads, places, strict=True)]
+    return [
+        "head" if h else "head_dim" if p else "channel" for h, p in zip(heads, places, strict=True)
+    ]

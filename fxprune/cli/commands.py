@@ -61,7 +61,9 @@ def demo(args: argparse.Namespace) -> Answer:
 def inspect(args: argparse.Namespace) -> Answer:
     """Say what of a model is prunable."""
     model = build_model(args.model, args.weights)
-    found = explain(model, _inputs(args), ignore=ignored_names(args.ignore), attention=args.attention)
+    found = explain(
+        model, _inputs(args), ignore=ignored_names(args.ignore), attention=args.attention
+    )
     return Answer(str(found), {"model": args.model, **found.to_dict()})
 
 

@@ -177,32 +177,43 @@ def test_merging_with_an_axis_in_front_tiles_the_channel() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(2, 4), (4, 2), (2, 2, 2)])
-def test_splitting_different_channels_ties_them_along_all_but_the_longest_axis(
+def test_splitting_different_channels_gives_every_axis_units_of_its_own(
     sizes: tuple[int, ...],
 ) -> None:
     space = IdSpace()
     a = fresh(space, 8)
     result = reshape_ids(space, (a,), (8,), sizes, "view")
-    longest = max(sizes)
-    assert [i for i, axis in enumerate(result) if axis is not None] == [sizes.index(longest)]
+    assert all(axis is not None for axis in result)
     assert_same_elements(space, ((a,), (8,)), (result, sizes))
-    assert resolve(space).n_units == longest
+    assert resolve(space).n_units == sum(sizes)
     assert space.ties
     assert {tie.where for tie in space.ties} == {"view"}
 
 
-def test_a_shuffle_ties_across_its_groups() -> None:
+def test_splitting_tiled_channels_twice_makes_no_units_of_the_copies() -> None:
+    """Heads of every sample lie side by side, as in (tokens, batch x heads, width)."""
+    space = IdSpace()
+    a = fresh(space, 6)
+    (tiled,) = reshape_ids(space, (None, a), (4, 6), (24,), "flatten")
+    heads, places = reshape_ids(space, (tiled,), (24,), (12, 2), "view")
+    batch, head, place = reshape_ids(space, (heads, places), (12, 2), (4, 3, 2), "view")
+    assert batch is None
+    assert head is not None
+    assert place is not None
+    assert resolve(space).n_units == 3 + 2
+
+
+def test_a_shuffle_keeps_a_rectangle() -> None:
     space = IdSpace()
     a = fresh(space, 6)
     split = reshape_ids(space, (None, a), (2, 6), (2, 2, 3), "view")
     swapped = (split[0], split[2], split[1])
     merged = reshape_ids(space, swapped, (2, 3, 2), (2, 6), "view")
     resolution = resolve(space)
-    assert resolution.n_units == 3
+    assert resolution.n_units == 2 + 3
     assert merged[1] is not None
-    assert (
-        resolution.units[merged[1], 0].tolist() == np.repeat(resolution.units[a[:3], 0], 2).tolist()
-    )
+    before, after = (resolution.units[ids].tolist() for ids in (a, merged[1]))
+    assert after == [before[i] for i in (0, 3, 1, 4, 2, 5)]
 
 
 def test_one_channel_spread_over_a_block_stays() -> None:
@@ -222,7 +233,7 @@ def test_a_split_of_which_a_part_is_fixed_says_so() -> None:
     a[0] = ALWAYS
     result = reshape_ids(space, (a,), (6,), (2, 3), "view")
     resolution = assert_same_elements(space, ((a,), (6,)), (result, (2, 3)))
-    assert len(np.unique(resolution.units[a[1:]])) == 3  # two units, and what is fixed
+    assert len(np.unique(resolution.units[a[1:]])) == 4  # three units, and what is fixed
     assert set(resolution.reasons.values()) == {"view splits an axis of which a part is fixed"}
 
 

@@ -124,8 +124,12 @@ class TwoRows(nn.Module):
 
 def test_what_is_left_of_a_split_axis_must_be_a_rectangle() -> None:
     gated = auto_gate(TwoRows().double(), image())
-    assert groups(gated) == {"make": (4, ["make.weight[0]", "read.weight[1]"])}
-    assert units(gated, "make.weight", 0) == [0, 1, 2, 3, 0, 1, 2, 3]
+    members = ["make.weight[0]", "read.weight[1]"]
+    assert groups(gated) == {"make": (4, members), "make:2": (2, members[:1])}
+    gated.set_keep(
+        {"make": torch.tensor([True, False, False, True]), "make:2": torch.eye(2)[0] > 0}
+    )
+    assert gated.compact().get_submodule("make").out_channels == 2
 
 
 def test_layer_norm() -> None:
