@@ -74,12 +74,13 @@ class GatedGraph(GatedModule, fx.GraphModule):
         root, own = _share_tensors(_holder(self))
         keep = self._keep_vector()
         stages = {}
+        sliced: dict[int, Tensor] = {}
         for mode, graph in self._mode_graphs.items():
             stage = fx.GraphModule(root, copy.deepcopy(graph), class_name="GraphModule")
             Pipeline(
                 (
                     RemoveGates(),
-                    SliceChannels(self.plan, keep, mode),
+                    SliceChannels(self.plan, keep, mode, sliced),
                     ResizeLiterals(self.plan, keep, mode),
                 )
             )(stage)

@@ -9,7 +9,7 @@ went.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -38,6 +38,9 @@ class SliceChannels(Pass):
     keep : bool array, shape (n_units,)
     mode : str
         Which of the plan's graphs this is.
+    made : dict
+        By ``id`` of a tensor: its sliced form. The passes over the graphs of several modes share
+        one, so that both graphs read the same tensors; the tensors must outlive it.
     """
 
     name: ClassVar[str] = "slice_channels"
@@ -45,6 +48,7 @@ class SliceChannels(Pass):
     plan: Plan
     keep: npt.NDArray[np.bool_]
     mode: str = "eval"
+    made: dict[int, Tensor] = field(default_factory=dict)
 
     def requires(self, gm: GraphModule) -> None:
         """Check that the tensors have the shapes the plan was made for, or are sliced already.
@@ -73,9 +77,11 @@ class SliceChannels(Pass):
             *gm.named_parameters(remove_duplicate=False),
             *gm.named_buffers(remove_duplicate=False),
         ):
-            small = None if id(tensor) in sliced else self._sliced(name, tensor)
+            if id(tensor) in sliced:
+                continue
+            small = self.made[id(tensor)] if id(tensor) in self.made else self._sliced(name, tensor)
             if small is not None:
-                sliced[id(tensor)] = small
+                sliced[id(tensor)] = self.made[id(tensor)] = small
                 before, after = str(tuple(tensor.shape)), str(tuple(small.shape))
                 edits.append(Edit(self.name, name, before, after, "removed channels are cut out"))
         for module in gm.modules():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gate_checks import (
     assert_close,
     assert_cost,
@@ -201,6 +202,35 @@ def test_a_net_that_depends_on_its_mode() -> None:
     for training in (False, True, False):
         gated.train(training), compact.train(training)
         assert_close(run(compact, x), run(gated, x), "compact against gated")
+
+
+def test_both_graphs_of_the_compact_model_read_the_same_tensors() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), FunctionalNorm(8), nn.Conv2d(8, 4, 1)).double()
+    gated, x = half_open(model, image()), image()
+    compact = gated.compact()
+    assert gated.cost().params == sum(p.numel() for p in compact.parameters())
+    evaluation, training = compact.modes
+    for kind in ("parameters", "buffers"):
+        tensors = dict(getattr(evaluation, f"named_{kind}")())
+        assert all(t is tensors[name] for name, t in getattr(training, f"named_{kind}")())
+    for network in (gated.train(), compact.train()):
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        network(x).square().sum().backward()
+        optimiser.step()
+    assert_close(run(compact.eval(), x), run(gated.eval(), x), "after a step of training")
+
+
+class FunctionalNorm(nn.Module):
+    """Reads its tensors in both modes' graphs, by name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(width) + 0.5)
+        self.register_buffer("mean", torch.rand(width))
+        self.register_buffer("variance", torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.variance, self.scale, training=self.training)
 
 
 def test_train_of_a_surrounding_module_switches_the_graph() -> None:

@@ -2,7 +2,8 @@
 
 The forward is traced once in evaluation and once in training mode, because a traced ``if
 self.training:`` is baked in. Where both give the same graph (almost always) one is kept; otherwise
-both are, over one set of parameters.
+both are, over one set of parameters. Before they are compared, a traced subclass of torch's
+BatchNorm is written as the plain module that it is, see `plain_modules`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 from torch import fx, nn
 
 from fxprune._compat import forget_tracer
+from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
 
@@ -77,7 +80,7 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
     Parameters
     ----------
     model : nn.Module
-        Left in the modes it had.
+        Left in the modes it had; norms that are traced through become plain modules.
     given : int or None
         Number of positional example inputs; None when they are not known.
     names : frozenset of str
@@ -94,13 +97,28 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
         If the forward cannot be traced; names the line of the user's code.
     """
     concrete = _defaults(model, given, names)
-    with in_mode(model, training=False):
-        graphs = {"eval": _trace(model, concrete)}
-    with in_mode(model, training=True):
-        train = _trace(model, concrete)
-    if _text(train) != _text(graphs["eval"]):
-        graphs["train"] = train
+    graphs = {}
+    with _unchanged_buffers(model):
+        for mode in ("eval", "train"):
+            with in_mode(model, training=mode == "train"):
+                graphs[mode] = _trace(model, concrete)
+    use_plain_modules(model, graphs)
+    if _text(graphs["train"]) == _text(graphs["eval"]):
+        del graphs["train"]
     return graphs
+
+
+@contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what tracing does to buffers: they are real tensors then (a counter of batches)."""
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, version, value in before:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
