@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune._compat import no_attention_fastpath
 from fxprune.errors import InputError
 from fxprune.gated import GatedModule
+from fxprune.gated_leaves import GatedRecurrent
 from fxprune.gates import GatedLayerNorm
 from fxprune.inputs import (
     ExampleInputs,
@@ -96,7 +97,7 @@ def input_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
 
 
 def module_kinds(model: nn.Module) -> dict[str, str]:
-    """Return the type name of every module by its path; gated norms go by their plain names.
+    """Return the type name of every module by its path; gated layers go by their plain names.
 
     Parameters
     ----------
@@ -108,8 +109,9 @@ def module_kinds(model: nn.Module) -> dict[str, str]:
     dict of str to str
         The model itself has the path ``""``.
     """
+    gated = (GatedLayerNorm, GatedRecurrent)
     return {
-        path: "LayerNorm" if isinstance(module, GatedLayerNorm) else type(module).__name__
+        path: type(module.to_plain() if isinstance(module, gated) else module).__name__
         for path, module in model.named_modules(remove_duplicate=False)
     }
 

@@ -7,7 +7,8 @@ For a value ``v`` whose axis ``d`` carries units and a consumer that sums over `
 with one gate per value and axis, shared by its consumers, right before the first. Operators between
 ``v`` and its producer (activation, BatchNorm, residual adds) stay ungated: whatever they compute at
 a removed position is multiplied by 0 before anything else can see it. A LayerNorm over a prunable
-axis takes the gates as a mask for its statistics instead.
+axis takes the gates as a mask for its statistics instead, and a recurrent layer as masks of the
+weights that read its own units.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import torch
 from torch import fx, nn
 from torch.fx import GraphModule
 
-from fxprune.analysis.plan import GateSite, Plan, StatisticGate
+from fxprune.analysis.ids import Ids
+from fxprune.analysis.plan import GateSite, Plan, StatisticGate, WeightGate
 from fxprune.errors import PreconditionError
+from fxprune.gated_leaves import WeightMask, gated_leaf
 from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask, gated_layer_norm
 from fxprune.passes.base import Edit, Pass, PassResult
 
@@ -76,11 +79,12 @@ class InsertGates(Pass):
     def run(self, gm: GraphModule) -> PassResult:
         """Insert vector, gates and masks; see the module's docstring."""
         here = self.plan.graphs[self.mode]
-        if not here.gates and not here.statistics:
+        if not here.gates and not here.statistics and not here.weights:
             return PassResult(gm, changed=False)
         insertion = _Insertion(gm, self.plan, self.mode)
         edits = [insertion.gate(site) for site in here.gates]
         edits += [insertion.statistic(one) for one in here.statistics]
+        edits += [insertion.weight(weight) for weight in here.weights]
         return PassResult(gm, changed=True, edits=tuple(edits))
 
 
@@ -89,6 +93,7 @@ class _Insertion:
 
     def __init__(self, gm: GraphModule, plan: Plan, mode: str) -> None:
         self.gm = gm
+        self.plan = plan
         self.units = plan.units
         self.mode = mode
         self.trace = plan.graphs[mode].trace
@@ -151,6 +156,28 @@ class _Insertion:
         why = "its statistics run over prunable channels"
         return Edit(InsertGates.name, site.node, "LayerNorm", "gated LayerNorm", why)
 
+    def weight(self, site: WeightGate) -> Edit:
+        """Make a recurrent layer take the gates of a weight's columns as a mask."""
+        node, path = self.nodes[site.node], str(self.nodes[site.node].target)
+        target = self._target(f"{site.node}_{site.weight}_mask")
+        ids = self.plan.axes[site.member.fqn, site.member.dim]
+        behind = len(self.plan.shapes[site.member.fqn]) - 1 - site.member.dim
+        self.gm.add_submodule(target, WeightMask(_broadcast(self.units[ids], behind)))
+        with self.gm.graph.inserting_before(node):
+            mask = self.gm.graph.create_node(
+                "call_module", target, (self.vector,), name=f"mask_{site.node}_{site.weight}"
+            )
+        plain = self.gm.get_submodule(path)
+        gated = gated_leaf(plain)
+        if gated is not None:
+            self.gm.set_submodule(path, gated.from_plain(plain))
+        node.kwargs = {
+            **node.kwargs,
+            "masks": {**node.kwargs.get("masks", {}), site.weight: mask},
+        }
+        why = f"{site.member} is summed over inside the layer"
+        return Edit(InsertGates.name, site.node, type(plain).__name__, "gated columns", why)
+
     def _target(self, name: str) -> str:
         """Return the path of a gate; the graphs of two modes share one gate vector but no gates."""
         return f"{GATES}.{name}" if self.mode == "eval" else f"{GATES}.{name}_{self.mode}"
@@ -171,5 +198,10 @@ class _Insertion:
         `dim` counts from the right, so it is negative.
         """
         axis = self.trace.values[source][0][1][dim]
-        units = np.ascontiguousarray(self.units[axis].T)
-        return torch.from_numpy(units).reshape(*units.shape, *(1,) * (-dim - 1))
+        return _broadcast(self.units[axis], -dim - 1)
+
+
+def _broadcast(units: Ids, behind: int) -> torch.Tensor:
+    """Return units of shape (width, k) as an index (k, width, 1, ..) with `behind` axes of 1."""
+    table = np.ascontiguousarray(units.T)
+    return torch.from_numpy(table).reshape(*table.shape, *(1,) * behind)

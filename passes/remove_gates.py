@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxprune.errors import PostconditionError
+from fxprune.gated_leaves import GatedRecurrent
 from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask, gated_layer_norm
 from fxprune.passes.base import Edit, Pass, PassResult, called_module
 
@@ -44,6 +45,14 @@ class RemoveGates(Pass):
                 plain = Edit(self.name, node.name, "gated LayerNorm", "LayerNorm", "it had a mask")
                 edits.append(plain)
                 continue
+            elif "masks" in node.kwargs:
+                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "masks"}
+                if isinstance(module, GatedRecurrent):
+                    gm.set_submodule(str(node.target), module.to_plain())
+                edits.append(
+                    Edit(self.name, node.name, "gated columns", "plain layer", "it had masks")
+                )
+                continue
             elif not isinstance(module, (StatisticMask, GateVector)):
                 continue
             owners.add(str(node.target).partition(".")[0])
@@ -71,7 +80,9 @@ class RemoveGates(Pass):
         """
         for node in gm.graph.nodes:
             module = called_module(gm, node)
-            if isinstance(module, (Gate, GateVector, StatisticMask, GatedLayerNorm)):
+            if isinstance(
+                module, (Gate, GateVector, StatisticMask, GatedLayerNorm, GatedRecurrent)
+            ):
                 raise PostconditionError(
                     f"remove_gates left {node.name}.", hint="this is a bug in the pass"
                 )

@@ -146,6 +146,24 @@ def _sizes(node: Node, view: PrunedView) -> None:
         node.args = (node.args[0], tuple(entries), *rest)
 
 
+def _factory(node: Node, view: PrunedView) -> None:
+    """zeros, ones, full: sizes as separate arguments or as one list."""
+    values = view.values(node)
+    if len(values) != 1 or not any(view.cut(i) for i in values[0][1]):
+        return
+    shape, ids = values[0]
+    first = get_arg(node, 0, "size")
+    many = isinstance(first, (list, tuple))
+    entries: Sizes = list(first if many else node.args)
+    for d, axis in enumerate(ids):
+        if view.cut(axis):
+            entries[d] = _fitted(node, entries[d], view.count(axis, shape[d]), shape[d], view)
+    if many:
+        set_arg(node, 0, "size", tuple(entries))
+    else:
+        node.args = tuple(entries)
+
+
 def _fitted(node: Node, entry: Any, kept: int, full: int, view: PrunedView) -> Any:
     """Return a new size; one computed from several widths, the batch among them, stays computed."""
     if not isinstance(entry, Node) or entry.name in view.trace.sizes:
@@ -341,6 +359,10 @@ _RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
     ("call_method", "new_zeros"): _sizes,
     ("call_method", "new_ones"): _sizes,
     ("call_method", "new_full"): _sizes,
+    ("call_function", torch.empty): _factory,
+    ("call_function", torch.zeros): _factory,
+    ("call_function", torch.ones): _factory,
+    ("call_function", torch.full): _factory,
     ("call_method", "unflatten"): _unflatten,
     ("call_function", torch.unflatten): _unflatten,
     ("call_method", "split"): _split,

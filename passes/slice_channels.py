@@ -172,6 +172,22 @@ def _prelu(module: Any, widths: tuple[int, ...]) -> None:
     module.num_parameters = len(module.weight)
 
 
+def _recurrent(module: Any, widths: tuple[int, ...]) -> None:
+    """Read the sizes of an LSTM, GRU or RNN off its weights, and make it see the new weights."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, parameter)
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[0] // _BLOCKS.get(module.mode, 1)
+    if module.proj_size:
+        module.proj_size = len(module.weight_hr_l0)
+
+
+def _recurrent_cell(module: Any, widths: tuple[int, ...]) -> None:
+    module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+
+
+_BLOCKS = {"LSTM": 4, "GRU": 3}
+
 _UPDATES: tuple[tuple[type[nn.Module], Callable[[Any, tuple[int, ...]], None]], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
@@ -179,4 +195,6 @@ _UPDATES: tuple[tuple[type[nn.Module], Callable[[Any, tuple[int, ...]], None]], 
     (nn.LayerNorm, _layer_norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from recurrent_samples import FACTORIES, RECURRENT
 from sample_nets import Sample, frozen, module, weights
 from torch import Tensor, nn
 
@@ -402,4 +403,14 @@ NO_ROW = {
     "aten::masked_select": "the shape of its result depends on data, which the analysis does not have",
 }
 
-SAMPLES = [*CONVOLUTIONS, *PRODUCTS, *NORMS, *MOVEMENT, *ELEMENTWISE, *REDUCTIONS, *POOLING]
+SAMPLES = [
+    *CONVOLUTIONS,
+    *PRODUCTS,
+    *NORMS,
+    *MOVEMENT,
+    *ELEMENTWISE,
+    *REDUCTIONS,
+    *POOLING,
+    *RECURRENT,
+    *FACTORIES,
+]

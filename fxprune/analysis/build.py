@@ -15,7 +15,15 @@ from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
 from fxprune.analysis.interpret import GraphTrace, interpret
-from fxprune.analysis.plan import CostTerms, GateSite, GraphPlan, Plan, StatisticGate
+from fxprune.analysis.plan import (
+    CostTerms,
+    GateSite,
+    GraphPlan,
+    Member,
+    Plan,
+    StatisticGate,
+    WeightGate,
+)
 from fxprune.analysis.policy import Attention, apply_policy
 from fxprune.analysis.probe import unfit_nodes
 from fxprune.analysis.tracker import Tracker
@@ -210,7 +218,11 @@ class Analysis:
         )
         shapes.update({name: tuple(b.shape) for name, b in self.root.named_buffers()})
         graphs = {
-            mode: GraphPlan(trace, *self._gates(self.graphs[mode], trace, grouping))
+            mode: GraphPlan(
+                trace,
+                *self._gates(self.graphs[mode], trace, grouping),
+                _weight_gates(trace, grouping),
+            )
             for mode, trace in traces.items()
         }
         return Plan(
@@ -260,6 +272,15 @@ class Analysis:
                 gated = tuple(d - len(shape) for d in free)
                 statistics.append(StatisticGate(node, source, gated))
         return tuple(sites), tuple(statistics)
+
+
+def _weight_gates(trace: GraphTrace, grouping: Grouping) -> tuple[WeightGate, ...]:
+    none = grouping.resolution.n_units
+    return tuple(
+        WeightGate(node, weight, Member(fqn, dim))
+        for node, weight, fqn, dim in dict.fromkeys(trace.weights)
+        if (grouping.resolution.units[grouping.axes[fqn, dim]] != none).any()
+    )
 
 
 class _RunTable:

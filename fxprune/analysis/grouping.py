@@ -157,10 +157,13 @@ def _members(
     return tuple(Member(o.name, o.dim) for o in parameters)
 
 
+_RECURRENT = ("weight_ih", "weight_ih_l0")  # the first weight of a cell, and of a layer
+
+
 def _name(owner: Owner, is_input: bool, taken: dict[str, int]) -> str:
     """Name a group after the module that makes its channels."""
     path, _, leaf = owner.name.rpartition(".")
-    base = path if path and leaf in ("weight", "bias") else owner.name
+    base = path if path and leaf in ("weight", "bias", *_RECURRENT) else owner.name
     if is_input:
         base += ".in"
     taken[base] = taken.get(base, 0) + 1

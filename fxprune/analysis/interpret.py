@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.sizes import SizeBook
-from fxprune.analysis.tracker import Contraction, MacsTerm, StatisticSite, Tracker
+from fxprune.analysis.tracker import Contraction, MacsTerm, StatisticSite, Tracker, WeightSite
+from fxprune.analysis.whole import WholeOperators
 from fxprune.errors import FxpruneError, InputError, UnsupportedOpError
+from fxprune.gated_leaves import gated_leaf
 
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
 """Targets whose look-ups by number `resize_literals` can rewrite."""
@@ -35,7 +38,17 @@ __all__ = [
     "is_torch",
 ]
 
-RESIZABLE = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
+RESIZABLE = (
+    _ConvNd,
+    nn.Linear,
+    _NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Embedding,
+    nn.PReLU,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
 """Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""
 
 NodeIds = tuple[tuple[tuple[int, ...], TensorIds], ...]
@@ -57,7 +70,9 @@ class GraphTrace:
     arguments, keywords : dict[str, Any]
         Arguments of nodes that carry ids, integers as they were (tensors replaced by None).
     shapes : dict[str, tuple]
-        Shape and dtype of every tensor in a node's value; `single` says whether it is one tensor.
+        Shape and dtype of every tensor in a node's value.
+    forms : dict[str, Any]
+        How they are nested: 0 for a single tensor, else numbers in place, such as (0, (1, 2)).
     plain : dict[str, Any]
         Values of nodes without tensors.
     storages : dict[str, int]
@@ -69,7 +84,7 @@ class GraphTrace:
         `writer` returned.
     outputs : list of TensorIds
         Ids of the tensors the model returns.
-    contractions, statistics, terms
+    contractions, weights, statistics, terms
         What the operators recorded, see `fxprune.analysis.tracker`.
     lookups : dict[tuple[str, int], Ids]
         By node and axis of its input: the numbers of the positions it takes.
@@ -81,13 +96,14 @@ class GraphTrace:
     arguments: dict[str, Any] = field(default_factory=dict)
     keywords: dict[str, Any] = field(default_factory=dict)
     shapes: dict[str, tuple[tuple[tuple[int, ...], torch.dtype], ...]] = field(default_factory=dict)
-    single: dict[str, bool] = field(default_factory=dict)
+    forms: dict[str, Any] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
     storages: dict[str, int] = field(default_factory=dict)
     writers: list[tuple[str, int]] = field(default_factory=list)
     redirects: list[tuple[str, str]] = field(default_factory=list)
     outputs: list[TensorIds] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
+    weights: list[WeightSite] = field(default_factory=list)
     statistics: list[StatisticSite] = field(default_factory=list)
     terms: list[MacsTerm] = field(default_factory=list)
     lookups: dict[tuple[str, int], Ids] = field(default_factory=dict)
@@ -164,7 +180,9 @@ class _Walk:
         tracker, trace = self.tracker, self.trace
         tracker.contractions, tracker.statistics = trace.contractions, trace.statistics
         tracker.terms, tracker.lookups = trace.terms, trace.lookups
-        with torch.no_grad(), no_attention_fastpath(), tracker:
+        tracker.weights = trace.weights
+        whole = WholeOperators(tracker.run_whole)
+        with torch.no_grad(), no_attention_fastpath(), tracker, whole:
             for node in self.graph.nodes:
                 self._step(node, values)
         return trace
@@ -211,7 +229,11 @@ class _Walk:
         kwargs = fx.map_arg(node.kwargs, self.env.__getitem__)
         if node.op == "call_module":
             module = fetch(self.root, str(node.target))
-            value = self._clone(module)(*args, **kwargs)
+            clone = self._clone(module)
+            if gated_leaf(module) is not None and is_plain(module):
+                self.tracker.held = {id(t): k for k, t in clone.named_parameters(recurse=False)}
+            value = clone(*args, **kwargs)
+            self.tracker.held = {}
             self._freeze_unknown(module, [args, kwargs, value])
             return value
         if node.op == "call_method":
@@ -305,7 +327,7 @@ class _Walk:
             trace.keywords[node.name] = fx.map_arg(node.kwargs, self._plain)
         if isinstance(value, Tensor) or (tensors and isinstance(value, (list, tuple))):
             trace.shapes[node.name] = tuple((tuple(t.shape), t.dtype) for t in tensors)
-            trace.single[node.name] = isinstance(value, Tensor)
+            trace.forms[node.name] = _form(value, itertools.count())
             trace.storages[node.name] = storage_key(tensors[0])
         elif not tensors:
             trace.plain[node.name] = value
@@ -334,6 +356,17 @@ def _transparent(value: Any) -> bool:
         return all(_transparent(getattr(value, f.name)) for f in fields(value))
     plain = (Tensor, bool, int, float, complex, str, slice, torch.dtype, torch.device, type(None))
     return isinstance(value, plain)
+
+
+def _form(value: Any, numbers: Iterator[int]) -> Any:
+    """Return nested tuples and dicts with a number in place of every tensor, in order."""
+    if isinstance(value, Tensor):
+        return next(numbers)
+    if isinstance(value, dict):
+        return {k: _form(v, numbers) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_form(v, numbers) for v in value)
+    return tuple(next(numbers) for _ in flat_tensors(value))
 
 
 def _bind(

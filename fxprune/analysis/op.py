@@ -65,7 +65,7 @@ class Recorder(Protocol):
     space: IdSpace
 
     def record(self, tensor: Tensor) -> TensorRecord: ...
-    def add_contraction(self, record: TensorRecord, ids: Ids) -> None: ...
+    def add_contraction(self, record: TensorRecord, dim: int) -> None: ...
     def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> None: ...
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None: ...
     def add_lookup(self, record: TensorRecord, dim: int, table: Ids) -> bool: ...
@@ -157,9 +157,8 @@ class Op:
         """Say that the operator sums over these axes of `tensor`: it must be gated before."""
         record = self._recorder.record(tensor)
         for dim in dims:
-            ids = record.ids[dim]
-            if ids is not None:
-                self._recorder.add_contraction(record, ids)
+            if record.ids[dim] is not None:
+                self._recorder.add_contraction(record, dim)
 
     def contract_pair(self, a: Tensor, a_dim: int, b: Tensor, b_dim: int) -> None:
         """Say that the operator sums over one axis of `a` against one of `b`.

@@ -26,6 +26,7 @@ __all__ = [
     "Member",
     "StatisticGate",
     "Plan",
+    "WeightGate",
 ]
 
 GroupKind = Literal["channel", "head", "head_dim", "branch"]
@@ -109,12 +110,31 @@ class StatisticGate:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightGate:
+    """A gate on one axis of a weight inside the module that a node calls.
+
+    Attributes
+    ----------
+    node : str
+    weight : str
+        Its name in that module.
+    member : Member
+        Its axis, under its name in the model.
+    """
+
+    node: str
+    weight: str
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
 class GraphPlan:
     """What one captured graph needs: its gates and the ids of its values."""
 
     trace: GraphTrace
     gates: tuple[GateSite, ...]
     statistics: tuple[StatisticGate, ...]
+    weights: tuple[WeightGate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

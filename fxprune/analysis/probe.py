@@ -144,7 +144,7 @@ class _Probe:
                 n if axis is None else self._count(axis) for n, axis in zip(shape, ids, strict=True)
             ]
             made.append(torch.empty(kept, dtype=dtype, device="meta"))
-        return made[0] if self.trace.single[node.name] else tuple(made)
+        return _filled(self.trace.forms[node.name], made)
 
     def _execute(self, node: fx.Node) -> Any:
         if node.name in self.trace.sizes or node.name in self.trace.whole_sizes:
@@ -185,7 +185,7 @@ class _Probe:
         values: dict[fx.Node, Any] = {}
         for source in node.all_input_nodes:
             shapes = self.trace.shapes.get(source.name)
-            if shapes is None or not self.trace.single[source.name]:
+            if shapes is None or self.trace.forms[source.name] != 0:
                 values[source] = self.env[source], self.env[source]
             else:
                 shape, dtype = shapes[0]
@@ -230,6 +230,15 @@ def _probe_mask(grouping: Grouping, turn: int) -> Ids:
         mine = np.arange(group.size) < count
         keep.append(mine if turn % 2 else mine[::-1])
     return np.concatenate([*keep, [True]])
+
+
+def _filled(form: Any, tensors: list[Tensor]) -> Any:
+    """Put tensors into the nest that `form` describes, see `GraphTrace.forms`."""
+    if isinstance(form, int):
+        return tensors[form]
+    if isinstance(form, dict):
+        return {k: _filled(f, tensors) for k, f in form.items()}
+    return tuple(_filled(f, tensors) for f in form)
 
 
 def _shapes(value: Any) -> list[tuple[int, ...]]:

@@ -19,19 +19,23 @@ from fxprune.analysis.axes import TensorIds, none_ids
 from fxprune.analysis.ids import Ids, IdSpace, Owner
 from fxprune.analysis.op import Op, TensorRecord, flat_tensors
 from fxprune.errors import FxpruneError, InternalError, UnsupportedOpError
-from fxprune.rules import Registry
+from fxprune.rules import Registry, Rule
 from fxprune.rules.pointwise import pointwise
 
-__all__ = ["Contraction", "MacsTerm", "StatisticSite", "Tracker"]
+__all__ = ["Contraction", "MacsTerm", "StatisticSite", "Tracker", "WeightSite"]
 
 _CONST_LIMIT = 1 << 20
 _FACTORIES = {
     f"aten::{name}"
     for name in ("arange", "zeros", "ones", "full", "linspace", "scalar_tensor", "eye")
 }
+_MADE = {
+    f"aten::{new}{name}" for new in ("", "new_") for name in ("empty", "zeros", "ones", "full")
+}
 _META = torch.device("meta")
 
 Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
+WeightSite = tuple[str, str, str, int]  # node, parameter in its module and in the model, axis
 StatisticSite = tuple[str, str, tuple[int, ...]]  # norm node, its input node, normalised axes
 MacsTerm = tuple[int, tuple[Ids, ...]]  # constant factor, runs of ids whose kept counts multiply it
 
@@ -54,7 +58,10 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         The graph node being executed, and how to name it to the user; set by the interpreter.
     inputs : dict[int, list[str]]
         Graph-level values that the current node reads: ``id(tensor)`` to node names.
-    contractions, statistics, terms
+    held : dict[int, str]
+        ``id(tensor)`` to the name of the parameters of the current node's module, where their
+        columns can be gated.
+    contractions, weights, statistics, terms
         What was recorded, see the type aliases of this module.
     """
 
@@ -67,6 +74,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         self.opaque = False
         self.mutated: list[Tensor] = []
         self.contractions: list[Contraction] = []
+        self.weights: list[WeightSite] = []
+        self.held: dict[int, str] = {}
         self.statistics: list[StatisticSite] = []
         self.terms: list[MacsTerm] = []
         self.lookups: dict[tuple[str, int], Ids] = {}
@@ -137,10 +146,16 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             self.record(tensor).from_input = True
 
     # -- what rules record
-    def add_contraction(self, record: TensorRecord, ids: Ids) -> None:
+    def add_contraction(self, record: TensorRecord, dim: int) -> None:
         """See `Op.contract`."""
+        ids = record.ids[dim]
         sources = self.inputs.get(id(record.root))
-        if sources is None:
+        if ids is None:
+            return
+        if sources is None and id(record.tensor) in self.held:
+            owner = self._stored[id(record.tensor)][0]
+            self.weights.append((self.node, self.held[id(record.tensor)], owner.name, dim))
+        elif sources is None:
             self.space.freeze(
                 ids, f"{self.where} sums over it inside one opaque module or function"
             )
@@ -173,6 +188,25 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         return True
 
     # -- dispatch
+    def run_whole(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        shapes: list[tuple[int, ...]],
+    ) -> Any:
+        """Apply the rule of an operator without running it; see `fxprune.analysis.whole`."""
+        args, kwargs = self._twins(args), self._twins(kwargs)
+        made = tuple(torch.empty(s, dtype=args[0].dtype, device=_META) for s in shapes)
+        out = made if len(made) > 1 else made[0]
+        found = self.rules.find(name)
+        op = Op(self, name, args, kwargs, out, self.where)
+        if found is None:
+            self._no_rule(op, op.tensors())
+        else:
+            self._run_rule(found, op)
+        return out
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -259,7 +293,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         out: Any,
         tensors: list[Tensor],
     ) -> None:
-        if all(axis is None for t in tensors for axis in self.record(t).ids) and not _counts(name):
+        idle = all(axis is None for t in tensors for axis in self.record(t).ids)
+        if idle and not _counts(name) and name not in _MADE:
             return
         op = Op(self, name, args, kwargs, out, self.where)
         found = self.rules.find(name)
@@ -268,22 +303,26 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         if found is None:
             self._no_rule(op, tensors)
             return
-        first = self.record(tensors[0])
-        if is_mutable(func) and len(first.ids) != first.tensor.dim():
+        first = self.record(tensors[0]) if tensors else None
+        if first and is_mutable(func) and len(first.ids) != first.tensor.dim():
             op.freeze(first.ids, f"{op.where} changes the number of axes in place")
             first.ids = none_ids(first.tensor.dim())
             return
         if self.opaque and is_view(func):
             self._freeze_moved(op, tensors)
+        self._run_rule(found, op)
+
+    @staticmethod
+    def _run_rule(rule: Rule, op: Op) -> None:
         try:
-            found(op)
+            rule(op)
         except FxpruneError:
             raise
         except Exception as error:
             raise InternalError(
-                f"the rule for {name} failed: {type(error).__name__}: {error}",
-                where=self.where,
-                seen=", ".join(str(tuple(t.shape)) for t in tensors),
+                f"the rule for {op.name} failed: {type(error).__name__}: {error}",
+                where=op.where,
+                seen=", ".join(str(tuple(t.shape)) for t in op.tensors()),
                 hint="this is a bug in the rule, please report it",
             ) from error
 

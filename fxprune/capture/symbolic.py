@@ -23,6 +23,7 @@ import torch
 from torch import fx, nn
 
 from fxprune._compat import forget_tracer
+from fxprune.capture.factories import traced_factories
 from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
@@ -123,7 +124,8 @@ def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
 
 def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     try:
-        graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
+        with traced_factories():
+            graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:
         raise _failure(model, error) from error
     forget_tracer(graph)

@@ -5,7 +5,7 @@ row in ``tests/op_samples.py``. An operator with no rule freezes the ids that re
 recorded reason.
 """
 
-from fxprune.rules import conv, matmul, movement, norm, pointwise, reduction
+from fxprune.rules import conv, matmul, movement, norm, pointwise, recurrent, reduction
 from fxprune.rules._registry import Registry, Rule, registry, rule
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "movement",
     "norm",
     "pointwise",
+    "recurrent",
     "reduction",
     "registry",
     "rule",

@@ -69,13 +69,25 @@ def same(op: Op) -> None:
             op.set(op.ids(x), out)
 
 
-@rule("aten::new_empty", "aten::new_zeros", "aten::new_ones", "aten::new_full")
+@rule(
+    "aten::new_empty",
+    "aten::new_zeros",
+    "aten::new_ones",
+    "aten::new_full",
+    "aten::empty",
+    "aten::zeros",
+    "aten::ones",
+    "aten::full",
+)
 def new(op: Op) -> None:
-    """Make a new tensor of a given size.
+    """Make a new tensor of a given size, such as the first state of a recurrent layer.
 
-    Its positions may be dropped freely, except along axis 0 (the batch).
+    Its positions may be dropped freely, except along axis 0 (the batch). One of integers or of a
+    single axis may be a list of numbers: it is kept.
     """
-    op.set(tuple(op.fresh(n) if d and n > 1 else None for d, n in enumerate(op.shape())))
+    shape = op.shape()
+    if op.name.startswith("aten::new_") or (len(shape) > 1 and op.out.is_floating_point()):
+        op.set(tuple(op.fresh(n) if d and n > 1 else None for d, n in enumerate(shape)))
 
 
 @rule("aten::_prelu_kernel", "aten::prelu")

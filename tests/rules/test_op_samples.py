@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune._compat import is_pointwise
+from fxprune.analysis.whole import WholeOperators
 from fxprune.api import auto_gate
 from fxprune.rules import registry
 
@@ -52,7 +53,12 @@ class Executed(TorchDispatchMode):
 
 def executed(net: SampleNet, x: Tensor) -> set[str]:
     """Return the operators a network runs on the CPU, and, where it can, on meta tensors as the analysis does."""
-    with torch.no_grad(), Executed() as log:
+
+    def whole(name: str, args: Any, kwargs: Any, shapes: Any) -> Any:
+        log.names.add(name)
+        return getattr(torch, name.removeprefix("aten::"))(*args, **kwargs)
+
+    with torch.no_grad(), Executed() as log, WholeOperators(whole):
         copy.deepcopy(net)(x)
         with contextlib.suppress(
             RuntimeError, NotImplementedError
