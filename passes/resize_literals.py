@@ -348,6 +348,13 @@ def _groups(node: Node, view: PrunedView) -> None:
     set_arg(node, 6, "groups", kept)
 
 
+def _attention(node: Node, view: PrunedView) -> None:
+    """Attention without a scale of its own computes one from the width of the query: pin it."""
+    query = view.values(get_arg(node, 0, "query"))
+    if len(query) == 1 and view.cut(query[0][1][-1]) and node.kwargs.get("scale") is None:
+        node.kwargs = {**node.kwargs, "scale": query[0][0][-1] ** -0.5}
+
+
 _RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
     ("call_method", "view"): _sizes,
     ("call_method", "reshape"): _sizes,
@@ -379,6 +386,8 @@ _RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
     ("call_function", F.pad): _pad,
     ("call_function", F.layer_norm): _layer_norm,
     ("call_function", torch.layer_norm): _layer_norm,
+    ("call_function", F.scaled_dot_product_attention): _attention,
+    ("call_function", torch.ops.aten.scaled_dot_product_attention.default): _attention,
     ("call_function", F.conv1d): _groups,
     ("call_function", F.conv2d): _groups,
     ("call_function", F.conv3d): _groups,

@@ -5,12 +5,13 @@ row in ``tests/op_samples.py``. An operator with no rule freezes the ids that re
 recorded reason.
 """
 
-from fxprune.rules import conv, matmul, movement, norm, pointwise, recurrent, reduction
+from fxprune.rules import attention, conv, matmul, movement, norm, pointwise, recurrent, reduction
 from fxprune.rules._registry import Registry, Rule, registry, rule
 
 __all__ = [
     "Registry",
     "Rule",
+    "attention",
     "conv",
     "matmul",
     "movement",

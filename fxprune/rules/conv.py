@@ -37,7 +37,7 @@ def convolution(op: Op) -> None:
     """Dense, grouped, depthwise and transposed convolution in one to three dimensions."""
     x, weight, bias = op.args[:3]
     transposed, groups = op.arg(6, "transposed"), op.arg(8, "groups")
-    for axis in (op.ids(x)[0], *op.ids(x)[2:]):
+    for axis in op.ids(x)[2:]:
         op.freeze(axis, f"{op.where} convolves over this axis")
     for axis in op.ids(weight)[2:]:
         op.freeze(axis, KERNEL)
@@ -54,11 +54,11 @@ def convolution(op: Op) -> None:
     if bias is not None:
         made = op.unify(made, op.ids(bias)[0], width)
     pixels = x.shape[2:] if transposed else op.shape()[2:]
-    factor = x.shape[0] * math.prod(pixels) * math.prod(weight.shape[2:])
-    sides = [(weight.shape[d], op.ids(weight)[d]) for d in (0, 1)]
+    factor = math.prod(pixels) * math.prod(weight.shape[2:])
+    sides = [(t.shape[d], op.ids(t)[d]) for t, d in ((x, 0), (weight, 0), (weight, 1))]
     fixed = math.prod(n for n, ids in sides if ids is None)
     op.macs(factor * fixed, *(ids for _, ids in sides))
-    op.set((None, made, *(None,) * (len(op.shape()) - 2)))
+    op.set((op.ids(x)[0], made, *(None,) * (len(op.shape()) - 2)))
 
 
 def _transposed(op: Op, x: Tensor, weight: Tensor, groups: int) -> AxisIds:

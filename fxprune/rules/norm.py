@@ -34,6 +34,7 @@ def batch_norm(op: Op) -> None:
     """Per-channel normalisation over axis 1."""
     x = op.args[0]
     ids = op.ids(x)
+    op.freeze((ids[0], *ids[2:]), f"{op.where} takes statistics over it when it trains")
     channel = ids[1]
     for tensor in op.tensors()[1:]:
         if tensor.dim() == 1:

@@ -55,7 +55,7 @@ def reduce(op: Op) -> None:
     position = 2 if op.name in ("aten::norm", "aten::linalg_vector_norm") else 1
     dims = _dims(op.arg(position, "dim"), x.dim())
     ids = op.ids(x)
-    if op.name == "aten::sum":
+    if op.name == "aten::sum" or (position == 2 and _ignores_zeros(op)):
         op.contract(x, dims)
     else:
         for d in dims:
@@ -67,6 +67,12 @@ def reduce(op: Op) -> None:
         op.set(
             tuple(None if d in dims else i for d, i in enumerate(ids) if keep or d not in dims), out
         )
+
+
+def _ignores_zeros(op: Op) -> bool:
+    """Return whether a vector norm stays the same when zeros are left out."""
+    order = op.arg(1, "ord", op.kwargs.get("p", 2))
+    return order is None or (isinstance(order, (int, float)) and order >= 0)
 
 
 @rule(
