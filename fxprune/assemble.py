@@ -19,6 +19,7 @@ from fxprune.modes import merge_modules
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.passes.lower_channel_shuffle import LowerChannelShuffle
 from fxprune.passes.resize_literals import REWRITTEN
+from fxprune.passes.split_packed import SplitPacked
 from fxprune.settings import Settings
 
 __all__ = ["Ignored", "analyse", "analyse_guessing", "assemble"]
@@ -68,8 +69,9 @@ def _lower(captured: Captured, plan: Plan) -> bool:
     changed = False
     for mode, graph in captured.graphs.items():
         stage = fx.GraphModule(captured.root, graph)
-        result = LowerChannelShuffle(plan.graphs[mode].trace)(stage)
-        if result.changed:
+        trace = plan.graphs[mode].trace
+        results = [lower(trace)(stage) for lower in (LowerChannelShuffle, SplitPacked)]
+        if any(result.changed for result in results):
             changed = True
             captured.graphs[mode] = stage.graph
             known = dict(captured.root.named_buffers())

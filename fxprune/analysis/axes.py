@@ -25,7 +25,7 @@ import numpy as np
 
 from fxprune.analysis.ids import ALWAYS, Ids, IdSpace, Owner
 
-__all__ = ["AxisIds", "TensorIds", "concat_ids", "none_ids", "reshape_ids"]
+__all__ = ["AxisIds", "TensorIds", "concat_ids", "none_ids", "reshape_blocks", "reshape_ids"]
 
 AxisIds = Ids | None
 TensorIds = tuple[AxisIds, ...]
@@ -51,7 +51,7 @@ def reshape_ids(
     Ids that must stay a rectangle are tied.
     """
     result: list[AxisIds] = [None] * len(new)
-    for ins, outs in _blocks(old, new):
+    for ins, outs in reshape_blocks(old, new):
         if all(ids[i] is None for i in ins):
             continue
         merged = _merge(space, [ids[i] for i in ins], [old[i] for i in ins], where)
@@ -61,7 +61,7 @@ def reshape_ids(
     return tuple(result)
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+def reshape_blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """Yield the smallest runs of axes (size-1 axes left out) with equal products."""
     left = [i for i, n in enumerate(old) if n != 1]
     right = [j for j, n in enumerate(new) if n != 1]
