@@ -179,7 +179,7 @@ class _Search:
 
     def _shape(self, node: Node) -> tuple[int, ...] | None:
         known = self.trace.shapes.get(node.name)
-        return known[0][0] if known is not None and self.trace.single[node.name] else None
+        return known[0][0] if known is not None and self.trace.forms[node.name] == 0 else None
 
     def _follow(self, node: Node, order: list[int]) -> tuple[Node, list[int]]:
         """Follow permutations and copies; return the last of them and the order of the axes."""
