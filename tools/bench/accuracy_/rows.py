@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+from fxprune._rows import append_row, read_rows
 
 __all__ = ["Key", "Row", "append", "read"]
 
@@ -58,51 +54,11 @@ class Row:
         return self.task, self.net, self.target, self.method, self.seed
 
 
-_NAMES = [field.name for field in fields(Row)]
-_PARSERS = {"str": str, "int": int, "float": float}
-_TYPES = {field.name: _PARSERS[str(field.type)] for field in fields(Row)}
-
-
 def read(path: Path) -> dict[Key, Row]:
-    """Return the rows of a file by key; none when there is no file.
-
-    A line that was cut off, by a crash or a full disk, is left out with a warning.
-    """
-    if not path.exists():
-        return {}
-    rows = {}
-    for line in path.read_text().splitlines()[1:]:
-        try:
-            row = _parse(line)
-        except ValueError:
-            print(f"{path}: left out {line!r}", file=sys.stderr)
-            continue
-        rows[row.key] = row
-    return rows
-
-
-def _parse(line: str) -> Row:
-    """Return the row of one line, read on its own: a quote that a cut line opened ends with it."""
-    values = dict(zip(_NAMES, next(csv.reader([line]), []), strict=True))
-    json.loads(values["settings"])  # the last cell: it is whole when the line is
-    return Row(**{name: _TYPES[name](text) for name, text in values.items()})
+    """Return the rows of a file by key, see `fxprune._rows.read_rows`."""
+    return {row.key: row for row in read_rows(path, Row)}
 
 
 def append(path: Path, row: Row) -> None:
-    """Append one row, on the disk when this returns; a cut line before it is ended first."""
-    with path.open("a+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        text = _lines([_NAMES] if not size else [])
-        if size:
-            file.seek(-1, os.SEEK_END)
-            text = "" if file.read(1) == b"\n" else "\n"
-        values = asdict(row).values()
-        file.write((text + _lines([values])).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _lines(records: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(records)
-    return text.getvalue()
+    """Append one row, see `fxprune._rows.append_row`."""
+    append_row(path, row)

@@ -1,0 +1,209 @@
+"""The models of the sweep: how each is built small, and the inputs it is tried with.
+
+Inputs are the smallest that a model takes, with a batch of two: what is asked is whether graphs are
+followed, not how large their images are. Nothing keeps a default value that would hide an error:
+weights are drawn so that activations keep their size; scales, biases, running statistics are
+random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fxprune.cli.models import build_model
+from fxprune.errors import ConfigError
+
+__all__ = ["Subject", "all_names", "randomise", "subject"]
+
+_IMAGE = (2, 3, 64, 64)
+_CLIP = (2, 3, 8, 64, 64)
+_TIMM_SIDES = (64, 96, 128, 192)
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, and inputs for it.
+
+    Attributes
+    ----------
+    name : str
+        Of torchvision, or ``timm:NAME``.
+    options : dict
+        For its builder.
+    shapes : tuple of tuple of int
+        Of the tensors it is given.
+    listed : bool
+        Whether it takes these tensors in one list, as detectors do, and not one by one.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    shapes: tuple[tuple[int, ...], ...] = (_IMAGE,)
+    listed: bool = False
+
+    def build(self) -> nn.Module:
+        """Return the model with random weights, the same at every call, in eval mode."""
+        with torch.random.fork_rng(devices=[]), _no_initialisation():
+            torch.manual_seed(_SEED)
+            if self.name.startswith("timm:"):
+                model = build_model(self.name)
+            else:
+                options = self.options | _weightless(self.name)
+                model = torchvision.models.get_model(self.name, **options)
+        return model.eval()
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+        """Return example inputs, the same at every call."""
+        generator = torch.Generator().manual_seed(_SEED)
+        draw = torch.rand if self.listed else torch.randn  # detectors normalise images in [0, 1]
+        tensors = [draw(shape, generator=generator).to(dtype) for shape in self.shapes]
+        return (tensors,) if self.listed else tuple(tensors)
+
+
+# The first part of a name that fits says how to build it and what it reads.
+_KINDS: Mapping[str, tuple[Mapping[str, Any], tuple[tuple[int, ...], ...]]] = {
+    "quantized_inception": ({"quantize": False, "init_weights": False}, ((2, 3, 139, 139),)),
+    "quantized_googlenet": ({"quantize": False, "init_weights": False}, (_IMAGE,)),
+    "quantized_": ({"quantize": False}, (_IMAGE,)),
+    "inception": ({"init_weights": False}, ((2, 3, 139, 139),)),
+    "googlenet": ({"init_weights": False}, (_IMAGE,)),
+    "vit_h_14": ({"image_size": 56}, ((2, 3, 56, 56),)),
+    "vit": ({"image_size": 64}, (_IMAGE,)),
+    "maxvit": ({}, ((2, 3, 224, 224),)),  # its partitions of 7 fit no smaller size at all stages
+    "swin3d": ({}, (_CLIP,)),
+    "mvit": ({"spatial_size": (64, 64), "temporal_size": 8}, (_CLIP,)),
+    # S3D ends in a 2 x 7 x 7 average pool: the smallest clip that leaves it so much.
+    "s3d": ({}, ((2, 3, 13, 209, 209),)),
+    "r3d": ({}, ((2, 3, 8, 32, 32),)),
+    "mc3": ({}, ((2, 3, 8, 32, 32),)),
+    "r2plus1d": ({}, ((2, 3, 8, 32, 32),)),
+    "raft": ({}, ((2, 3, 128, 128),) * 2),
+}
+# Detectors resize what they get, to 800 pixels and more by default; the SSDs to what is in a name.
+_DETECTORS: Mapping[str, Mapping[str, Any]] = {
+    "rcnn": {"min_size": 128, "max_size": 160},
+    "retinanet": {"min_size": 128, "max_size": 160},
+    "fcos": {"min_size": 128, "max_size": 160},
+    "ssd": {},
+}
+
+
+def subject(name: str) -> Subject:
+    """Return what is tried under a name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    if name.startswith("timm:"):
+        return Subject(name, shapes=(_timm_shape(name),))
+    if name not in torchvision.models.list_models():
+        raise ConfigError(f"There is no {name!r} in torchvision.", hint="timm's are timm:NAME")
+    for part, options in _DETECTORS.items():
+        if part in name:
+            return Subject(name, dict(options), ((3, 128, 160), (3, 112, 128)), listed=True)
+    for start, (given, shapes) in _KINDS.items():
+        if name.startswith(start):
+            return Subject(name, dict(given), shapes)
+    return Subject(name)
+
+
+def all_names(extra: Iterable[str] = ()) -> list[str]:
+    """Return the names of all of torchvision's models, and further ones."""
+    return [*torchvision.models.list_models(), *extra]
+
+
+def _weightless(name: str) -> dict[str, Any]:
+    """Return the options that keep weights from being downloaded."""
+    import inspect
+
+    builder = torchvision.models.get_model_builder(name)
+    known = inspect.signature(builder).parameters
+    return {key: None for key in ("weights", "weights_backbone") if key in known}
+
+
+def _timm_shape(name: str) -> tuple[int, ...]:
+    """Return the smallest of a few image sizes that a model of timm runs on, or else its own."""
+    model = build_model(name)
+    own: tuple[int, ...] = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    for side in _TIMM_SIDES:
+        shape = (2, own[0], side, side)
+        if side < own[-1] and _runs(model, shape):
+            return shape
+    return (2, *own)
+
+
+def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            model(torch.zeros(shape))
+    except Exception:  # noqa: BLE001  # that it fails is the answer
+        return False
+    return True
+
+
+@contextmanager
+def _no_initialisation() -> Iterator[None]:
+    """Build without drawing weights twice: `randomise` draws them all."""
+    names = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
+    saved = {name: getattr(nn.init, name) for name in (*names, "xavier_uniform_", "orthogonal_")}
+    for name in saved:
+        setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+    try:
+        yield
+    finally:
+        for name, function in saved.items():
+            setattr(nn.init, name, function)
+
+
+# -- weights
+def randomise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Draw every parameter and every running statistic anew, in place.
+
+    BatchNorm's statistics are taken from these inputs and then disturbed, so that deep residual
+    nets neither overflow nor saturate.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        for name, parameter in model.named_parameters():
+            _draw(name.rpartition(".")[2], parameter)
+        norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+        handles = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
+        try:
+            model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _draw(leaf: str, parameter: Tensor) -> None:
+    rows = parameter.shape[0] if parameter.dim() else 1
+    if "bias" in leaf and parameter.dim() < 2:
+        parameter.normal_(0, 0.2)
+    elif parameter.numel() == rows:  # scales, of norms and of layers
+        parameter.uniform_(0.5, 1.5)
+    elif rows == 1:  # embeddings of positions, class tokens
+        parameter.normal_(0, 0.2)
+    else:
+        parameter.normal_(0, (2 * rows / parameter.numel()) ** 0.5)
+
+
+def _take_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    x, mean, variance = inputs[0], norm.running_mean, norm.running_var
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return
+    mean.copy_(x.mean(dims))
+    variance.copy_(x.var(dims, correction=0).clamp_(min=0.01))
+    mean.add_(variance.sqrt() * torch.randn_like(mean), alpha=0.2)
+    variance.mul_(torch.empty_like(variance).uniform_(0.5, 1.5))
