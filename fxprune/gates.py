@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Gate", "GateVector", "GatedLayerNorm", "StatisticMask", "gated_layer_norm"]
+__all__ = ["Gate", "GateVector", "StatisticMask"]
 
 
 class GateVector(nn.Module):
@@ -96,7 +95,7 @@ class _Lookup(nn.Module):
         return found.all(0) if found.dtype is torch.bool else found.prod(0)
 
     def extra_repr(self) -> str:
-        return f"width={self.index.shape[1]}"
+        return f"width={', '.join(str(n) for n in self.index.shape[1:] if n != 1)}"
 
 
 class Gate(_Lookup):
@@ -111,74 +110,20 @@ class Gate(_Lookup):
 
 
 class StatisticMask(_Lookup):
-    """Give the gates of a normalised axis to the gated norm."""
+    """Give the gates of the axes that a statistic runs over to its gated twin.
+
+    Parameters
+    ----------
+    index : int Tensor
+        As for `Gate`; over several axes it holds the units of all of them.
+    plain : str
+        What the operator was before it got its gated twin, as `spelling_of` names it.
+    """
+
+    def __init__(self, index: Tensor, plain: str = "") -> None:
+        super().__init__(index)
+        self.plain = plain
 
     def forward(self, vector: Tensor | None) -> Tensor | None:
         """Return the gates, shape (width, 1, ..), or None while all are open."""
         return None if vector is None else self.values(vector)
-
-
-def gated_layer_norm(
-    x: Tensor,
-    normalized_shape: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Layer normalisation with statistics over the kept positions only.
-
-    Parameters
-    ----------
-    x : Tensor, shape (..., *normalized_shape)
-    normalized_shape : tuple[int, ...]
-    weight, bias : Tensor, optional, shape normalized_shape
-    eps : float
-    mask : Tensor, optional
-        Gates in [0, 1], broadcastable to `normalized_shape`. Without it this is ``F.layer_norm``.
-
-    Returns
-    -------
-    Tensor, shape of x
-        With ``m`` the mask: ``mean = sum(m x) / sum(m)``, ``var = sum(m (x - mean)^2) / sum(m)``
-        over the normalised axes.
-    """
-    if mask is None:
-        return F.layer_norm(x, normalized_shape, weight, bias, eps)
-    dims = tuple(range(-len(normalized_shape), 0))
-    high = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    high = torch.where(mask, high, 0) if mask.dtype is torch.bool else high
-    m = mask.to(high.dtype).expand(normalized_shape)
-    total = m.sum()
-    centred = high - (high * m).sum(dims, keepdim=True) / total
-    variance = (centred.square() * m).sum(dims, keepdim=True) / total
-    y = (centred * torch.rsqrt(variance + eps)).to(x.dtype)
-    if weight is not None:
-        y = y * weight
-    return y if bias is None else y + bias
-
-
-class GatedLayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` that takes the mask as a second input.
-
-    Parameters and names stay those of the plain one.
-    """
-
-    @classmethod
-    def from_plain(cls, plain: nn.LayerNorm) -> GatedLayerNorm:
-        """Return the gated twin of a LayerNorm, sharing its parameters."""
-        gated = cls.__new__(cls)
-        gated.__dict__.update(plain.__dict__)
-        return gated
-
-    def to_plain(self) -> nn.LayerNorm:
-        """Return the plain twin, sharing the parameters."""
-        plain = nn.LayerNorm.__new__(nn.LayerNorm)
-        plain.__dict__.update(self.__dict__)
-        return plain
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `gated_layer_norm`."""
-        return gated_layer_norm(
-            x, tuple(self.normalized_shape), self.weight, self.bias, self.eps, mask
-        )

@@ -10,7 +10,6 @@ from fxprune._compat import no_attention_fastpath
 from fxprune.errors import InputError
 from fxprune.gated import GatedModule
 from fxprune.gated_leaves import GatedRecurrent
-from fxprune.gates import GatedLayerNorm
 from fxprune.inputs import (
     ExampleInputs,
     Inputs,
@@ -22,6 +21,7 @@ from fxprune.inputs import (
 from fxprune.modes import in_mode
 from fxprune.runtime import first_lines
 from fxprune.settings import Recipe
+from fxprune.statistics import plain_type
 
 __all__ = [
     "count_macs",
@@ -97,7 +97,7 @@ def input_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
 
 
 def module_kinds(model: nn.Module) -> dict[str, str]:
-    """Return the type name of every module by its path; gated layers go by their plain names.
+    """Return the type name of every module by its path; gated twins go by their plain names.
 
     Parameters
     ----------
@@ -109,9 +109,10 @@ def module_kinds(model: nn.Module) -> dict[str, str]:
     dict of str to str
         The model itself has the path ``""``.
     """
-    gated = (GatedLayerNorm, GatedRecurrent)
     return {
-        path: type(module.to_plain() if isinstance(module, gated) else module).__name__
+        path: type(module.to_plain()).__name__
+        if isinstance(module, GatedRecurrent)
+        else plain_type(module).__name__
         for path, module in model.named_modules(remove_duplicate=False)
     }
 

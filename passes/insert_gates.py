@@ -6,9 +6,10 @@ For a value ``v`` whose axis ``d`` carries units and a consumer that sums over `
 
 with one gate per value and axis, shared by its consumers, right before the first. Operators between
 ``v`` and its producer (activation, BatchNorm, residual adds) stay ungated: whatever they compute at
-a removed position is multiplied by 0 before anything else can see it. A LayerNorm over a prunable
-axis takes the gates as a mask for its statistics instead, and a recurrent layer as masks of the
-weights that read its own units.
+a removed position is multiplied by 0 before anything else can see it. An operator that takes a
+statistic over a prunable axis (a LayerNorm, a mean) makes place for its gated twin, which takes the
+gates as a mask (`fxprune.statistics`), and a recurrent layer takes them as masks of the weights
+that read its own units.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.fx import GraphModule
 
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.plan import GateSite, Plan, StatisticGate, WeightGate
-from fxprune.errors import PreconditionError
+from fxprune.errors import InternalError, PreconditionError
 from fxprune.gated_leaves import WeightMask, gated_leaf
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask, gated_layer_norm
+from fxprune.gates import Gate, GateVector, StatisticMask
 from fxprune.passes.base import Edit, Pass, PassResult
+from fxprune.statistics import find_twin, spelling_of, to_gated
 
 __all__ = ["GATES", "InsertGates"]
 
@@ -137,24 +139,31 @@ class _Insertion:
         )
 
     def statistic(self, site: StatisticGate) -> Edit:
-        """Make a LayerNorm take its gates as a mask."""
+        """Put its gated twin in the place of an operator, with the gates as a mask."""
         node = self.nodes[site.node]
         target = self._target(f"{site.node}_mask")
-        self.gm.add_submodule(target, StatisticMask(self._joint(site)))
+        plain = spelling_of(node.op, node.target)
+        self.gm.add_submodule(target, StatisticMask(self._joint(site), plain))
         with self.gm.graph.inserting_before(node):
             mask = self.gm.graph.create_node(
                 "call_module", target, (self.vector,), name=f"mask_{site.node}"
             )
+        before = node.target
         if node.op == "call_module":
-            path = str(node.target)
-            plain = self.gm.get_submodule(path)
-            if isinstance(plain, nn.LayerNorm) and not isinstance(plain, GatedLayerNorm):
-                self.gm.set_submodule(path, GatedLayerNorm.from_plain(plain))
+            self._gate_module(str(node.target))
         else:
-            node.target = gated_layer_norm
+            node.op, node.target = "call_function", find_twin(node)
         node.kwargs = {**node.kwargs, "mask": mask}
         why = "its statistics run over prunable channels"
-        return Edit(InsertGates.name, site.node, "LayerNorm", "gated LayerNorm", why)
+        return Edit(InsertGates.name, site.node, str(before), f"gated {before}", why)
+
+    def _gate_module(self, path: str) -> None:
+        plain = self.gm.get_submodule(path)
+        gated = to_gated(plain)
+        if gated is None:
+            raise InternalError(f"{path} has no gated twin", seen=type(plain).__name__)
+        if gated is not plain:
+            self.gm.set_submodule(path, gated)
 
     def weight(self, site: WeightGate) -> Edit:
         """Make a recurrent layer take the gates of a weight's columns as a mask."""

@@ -1,4 +1,4 @@
-"""Take gate nodes out of a graph again, and turn gated LayerNorms into plain ones.
+"""Take gate nodes out of a graph again, and turn gated twins into plain operators.
 
 A gate ``gate(v, vector)`` becomes ``v``. That is right only where the removed positions are cut as
 well (`slice_channels`), or while all gates are open.
@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxprune.errors import PostconditionError
 from fxprune.gated_leaves import GatedRecurrent
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask, gated_layer_norm
+from fxprune.gates import Gate, GateVector, StatisticMask
 from fxprune.passes.base import Edit, Pass, PassResult, called_module
+from fxprune.statistics import is_gated, spelling, to_plain
 
 __all__ = ["RemoveGates"]
 
@@ -24,7 +24,7 @@ __all__ = ["RemoveGates"]
 @final
 @dataclass(frozen=True, slots=True)
 class RemoveGates(Pass):
-    """Remove every gate, and make every gated LayerNorm a plain one."""
+    """Remove every gate, and put the plain operator in the place of every gated twin."""
 
     name: ClassVar[str] = "remove_gates"
 
@@ -36,14 +36,8 @@ class RemoveGates(Pass):
             module = called_module(gm, node)
             if isinstance(module, Gate):
                 node.replace_all_uses_with(node.args[0])
-            elif self._is_masked(node, module):
-                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "mask"}
-                if isinstance(module, GatedLayerNorm):  # a shared one may be plain again already
-                    gm.set_submodule(str(node.target), module.to_plain())
-                elif module is None:
-                    node.target = F.layer_norm
-                plain = Edit(self.name, node.name, "gated LayerNorm", "LayerNorm", "it had a mask")
-                edits.append(plain)
+            elif isinstance(mask := _mask(gm, node), StatisticMask):
+                edits.append(self._make_plain(gm, node, mask))
                 continue
             elif "masks" in node.kwargs:
                 node.kwargs = {k: v for k, v in node.kwargs.items() if k != "masks"}
@@ -64,11 +58,15 @@ class RemoveGates(Pass):
             gm.delete_submodule(owner)
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
 
-    @staticmethod
-    def _is_masked(node: Node, module: nn.Module | None) -> bool:
-        """Return whether a node is a LayerNorm, a module or the function, that takes a mask."""
-        norm = isinstance(module, nn.LayerNorm) or node.target is gated_layer_norm
-        return norm and "mask" in node.kwargs
+    def _make_plain(self, gm: GraphModule, node: Node, mask: StatisticMask) -> Edit:
+        before = str(node.target)
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "mask"}
+        module = called_module(gm, node)
+        if module is None:
+            node.op, node.target = spelling(mask.plain)
+        elif is_gated(module):  # a shared one may be plain again already
+            gm.set_submodule(str(node.target), to_plain(module))
+        return Edit(self.name, node.name, f"gated {before}", str(node.target), "it had a mask")
 
     def ensures(self, gm: GraphModule) -> None:
         """Check that no gate is left.
@@ -80,9 +78,14 @@ class RemoveGates(Pass):
         """
         for node in gm.graph.nodes:
             module = called_module(gm, node)
-            if isinstance(
-                module, (Gate, GateVector, StatisticMask, GatedLayerNorm, GatedRecurrent)
-            ):
+            found = isinstance(module, (Gate, GateVector, StatisticMask, GatedRecurrent))
+            if found or is_gated(module):
                 raise PostconditionError(
                     f"remove_gates left {node.name}.", hint="this is a bug in the pass"
                 )
+
+
+def _mask(gm: GraphModule, node: Node) -> nn.Module | None:
+    """Return the module that makes the mask a node takes, or None if it takes none."""
+    mask = node.kwargs.get("mask")
+    return called_module(gm, mask) if isinstance(mask, Node) else None

@@ -332,6 +332,16 @@ def _layer_norm(node: Node, view: PrunedView) -> None:
     set_arg(node, 1, "normalized_shape", tuple(entries))
 
 
+def _group_norm(node: Node, view: PrunedView) -> None:
+    """Leave as many groups as have a channel that is kept."""
+    source = view.values(get_arg(node, 0, "input"))
+    axis = source[0][1][1] if len(source) == 1 else None
+    if axis is not None and view.cut(axis):
+        kept = view.plan.kept(axis, view.keep)
+        groups = kept.reshape(view.old(node, 1, "num_groups"), -1)
+        set_arg(node, 1, "num_groups", int(groups.any(axis=1).sum()))
+
+
 def _groups(node: Node, view: PrunedView) -> None:
     """Give a functional convolution as many groups as its kept input channels fill."""
     groups = get_arg(node, 6, "groups", 1)
@@ -388,6 +398,10 @@ _RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
     ("call_function", torch.layer_norm): _layer_norm,
     ("call_function", F.scaled_dot_product_attention): _attention,
     ("call_function", torch.ops.aten.scaled_dot_product_attention.default): _attention,
+    ("call_function", F.rms_norm): _layer_norm,
+    ("call_function", torch.rms_norm): _layer_norm,
+    ("call_function", F.group_norm): _group_norm,
+    ("call_function", torch.group_norm): _group_norm,
     ("call_function", F.conv1d): _groups,
     ("call_function", F.conv2d): _groups,
     ("call_function", F.conv3d): _groups,

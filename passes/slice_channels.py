@@ -3,7 +3,7 @@
 A parameter ``W`` with ids on axes ``d1, d2, ..`` becomes ``W[kept(d1)][:, kept(d2)]..``: the
 sub-tensor of the positions whose units are all kept. A convolution then reads its channel counts
 off its weight; its groups stay as many as they were, except for a depthwise one, where whole groups
-went.
+went. A GroupNorm keeps the groups of which a channel is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fxprune.analysis.plan import Plan
+from fxprune.analysis.axes import TensorIds
+from fxprune.analysis.plan import Keep, Plan
 from fxprune.errors import PreconditionError
 from fxprune.passes.base import Edit, Pass, PassResult, called_module
 
@@ -120,59 +121,86 @@ class SliceChannels(Pass):
         for kind, update in _UPDATES:
             if isinstance(module, kind):
                 before = repr(module)
-                update(module, self._widths(source))
+                update(module, self._source(source))
                 after = repr(module)
                 if before != after:
                     return [Edit(self.name, node, before, after, "sizes follow the sliced tensors")]
                 return []
         return []
 
-    def _widths(self, source: str) -> tuple[int, ...]:
-        """Return the kept widths of a value's axes, empty when none of them carries ids."""
-        values = self.plan.graphs[self.mode].trace.values.get(source)
-        if not values:
-            return ()
-        shape, ids = values[0]
-        return tuple(self.plan.width(i, n, self.keep) for i, n in zip(ids, shape, strict=True))
+    def _source(self, name: str) -> _Source:
+        values = self.plan.graphs[self.mode].trace.values.get(name)
+        return _Source(self.plan, self.keep, *(values[0] if values else ((), ())))
 
 
-def _conv(module: Any, widths: tuple[int, ...]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a module reads: shape and ids, both empty when no axis carries ids."""
+
+    plan: Plan
+    keep: Keep
+    shape: tuple[int, ...]
+    ids: TensorIds
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Kept widths of the axes."""
+        pairs = zip(self.ids, self.shape, strict=True)
+        return tuple(self.plan.width(i, n, self.keep) for i, n in pairs)
+
+    def kept(self, dim: int) -> Keep | None:
+        """Return which positions of an axis are kept, or None if nothing of it can be removed."""
+        axis = self.ids[dim] if self.ids else None
+        return None if axis is None else self.plan.kept(axis, self.keep)
+
+
+def _conv(module: Any, source: _Source) -> None:
     first, second = module.weight.shape[:2]
     if module.transposed:
         if module.groups > 1 and module.groups == module.in_channels:
             module.groups = first
         module.in_channels, module.out_channels = first, second * module.groups
     else:
-        if module.groups > 1 and widths:
-            module.groups = widths[-1 - len(module.kernel_size)] // second
+        if module.groups > 1 and source.ids:
+            module.groups = source.widths[-1 - len(module.kernel_size)] // second
         module.in_channels, module.out_channels = second * module.groups, first
 
 
-def _linear(module: Any, widths: tuple[int, ...]) -> None:
+def _linear(module: Any, source: _Source) -> None:
     module.out_features, module.in_features = module.weight.shape
 
 
-def _batch_norm(module: Any, widths: tuple[int, ...]) -> None:
+def _batch_norm(module: Any, source: _Source) -> None:
     known = module.weight if module.weight is not None else module.running_mean
     module.num_features = (
-        len(known) if known is not None else (widths[1] if widths else module.num_features)
+        len(known)
+        if known is not None
+        else (source.widths[1] if source.ids else module.num_features)
     )
 
 
-def _layer_norm(module: Any, widths: tuple[int, ...]) -> None:
-    if widths:
-        module.normalized_shape = widths[-len(module.normalized_shape) :]
+def _layer_norm(module: Any, source: _Source) -> None:
+    if source.ids:
+        module.normalized_shape = source.widths[-len(module.normalized_shape) :]
 
 
-def _embedding(module: Any, widths: tuple[int, ...]) -> None:
+def _group_norm(module: Any, source: _Source) -> None:
+    """Leave as many groups as have a channel that is kept."""
+    kept = source.kept(1)
+    if kept is not None and module.num_channels == len(kept):
+        groups = kept.reshape(module.num_groups, -1)
+        module.num_groups, module.num_channels = int(groups.any(axis=1).sum()), int(kept.sum())
+
+
+def _embedding(module: Any, source: _Source) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def _prelu(module: Any, widths: tuple[int, ...]) -> None:
+def _prelu(module: Any, source: _Source) -> None:
     module.num_parameters = len(module.weight)
 
 
-def _recurrent(module: Any, widths: tuple[int, ...]) -> None:
+def _recurrent(module: Any, source: _Source) -> None:
     """Read the sizes of an LSTM, GRU or RNN off its weights, and make it see the new weights."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         setattr(module, name, parameter)
@@ -182,17 +210,19 @@ def _recurrent(module: Any, widths: tuple[int, ...]) -> None:
         module.proj_size = len(module.weight_hr_l0)
 
 
-def _recurrent_cell(module: Any, widths: tuple[int, ...]) -> None:
+def _recurrent_cell(module: Any, source: _Source) -> None:
     module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
 _BLOCKS = {"LSTM": 4, "GRU": 3}
 
-_UPDATES: tuple[tuple[type[nn.Module], Callable[[Any, tuple[int, ...]], None]], ...] = (
+_UPDATES: tuple[tuple[type[nn.Module], Callable[[Any, _Source], None]], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
     (_NormBase, _batch_norm),
     (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),

@@ -30,6 +30,12 @@ def bn(net: Any) -> tuple[Tensor, ...]:
     return net.op.weight, net.op.bias, net.op.running_mean, net.op.running_var
 
 
+def standardised_by_hand(net: Any, y: Tensor) -> Tensor:
+    """A convolution whose weight is standardised over its inputs."""
+    centred = net.w - net.w.mean((1, 2, 3), keepdim=True)
+    return F.conv2d(y, centred / (centred.std((1, 2, 3), keepdim=True) + 0.1), padding=1)
+
+
 CONVOLUTIONS = [
     module(lambda: nn.Conv1d(8, 6, 3), "convolution", kind="signal", out=6),
     module(lambda: nn.Conv2d(8, 6, 3, stride=2, bias=False), "convolution", out=6),
@@ -81,12 +87,24 @@ NORMS = [
     module(lambda: nn.InstanceNorm2d(8, affine=True), ""),
     module(lambda: nn.LayerNorm(8), "native_layer_norm", kind="tokens"),
     module(lambda: nn.LayerNorm(8, elementwise_affine=False), "native_layer_norm", kind="tokens"),
+    module(lambda: nn.RMSNorm(8), "mean", kind="tokens"),
+    module(lambda: nn.GroupNorm(1, 8), "native_group_norm"),
+    module(lambda: nn.GroupNorm(2, 8), "native_group_norm"),  # positions of the groups
+    module(lambda: nn.GroupNorm(4, 8), "native_group_norm"),  # whole groups
+    module(lambda: nn.GroupNorm(8, 8, affine=False), "native_group_norm"),
+    module(lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True), ""),
+    module(lambda: nn.InstanceNorm2d(8, track_running_stats=True), "", training=True),
     frozen(
-        "native_group_norm",
-        "fixed groups of channels",
-        lambda net, y: net.op(y),
-        extra=lambda: {"op": nn.GroupNorm(2, 8)},
+        "native_batch_norm",
+        "statistics over it in training",
+        lambda net, y: net.op(y.transpose(1, 2)).transpose(1, 2),
+        extra=lambda: {"op": nn.BatchNorm2d(6)},
     ),
+    Sample(
+        "native_batch_norm",
+        lambda net, y: F.batch_norm(y.transpose(1, 2), None, None, training=True).transpose(1, 2),
+    ),
+    frozen("avg_pool3d", "works on it as on pixels", lambda net, y: F.local_response_norm(y, 3)),
     frozen(
         "_weight_norm_interface",
         "fixed size",
@@ -155,8 +173,6 @@ MOVEMENT = [
     Sample(
         "expand",
         lambda net, y: y.mean(1, keepdim=True).expand(2, 8, 6, 6),
-        prunable=False,
-        reason="mean",
     ),
     Sample(
         "expand", lambda net, y: y + net.w.expand(8, 6, 6), extra=lambda: {"w": weights(8, 1, 1)}
@@ -236,14 +252,22 @@ REDUCTIONS = [
     Sample("sum", lambda net, y: y * y.sum((2, 3), keepdim=True)),
     Sample("mean", lambda net, y: y * y.mean((2, 3), keepdim=True)),
     Sample("mean", lambda net, y: F.adaptive_avg_pool2d(y, 1)),
-    frozen("mean", "statistic (mean)", lambda net, y: y - y.mean(1, keepdim=True)),
-    frozen("mean", "statistic (mean)", lambda net, y: y - y.mean()),
+    Sample("mean", lambda net, y: y - y.mean(1, keepdim=True)),
+    Sample("mean", lambda net, y: y - y.mean()),
+    Sample(
+        "mean",
+        lambda net, y: y * torch.mean(y.mean((2, 3))[:, :, None] * net.w, (1, 2)).view(-1, 1, 1, 1),
+        extra=lambda: {"w": weights(8, 5)},
+    ),
+    Sample("mean", standardised_by_hand, extra=lambda: {"w": weights(8, 8, 3, 3)}),
     Sample("amax", lambda net, y: y * y.amax((2, 3), keepdim=True)),
-    frozen("amax", "statistic (amax)", lambda net, y: y * y.amax(1, keepdim=True)),
+    Sample("amax", lambda net, y: y * y.amax(1, keepdim=True)),
     Sample("amin", lambda net, y: y * y.amin(-1, keepdim=True)),
     Sample("max", lambda net, y: y * y.max(-1, keepdim=True)[0]),
     Sample("max", lambda net, y: y * y.max(-1, keepdim=True).values),
-    frozen("max", "statistic (max)", lambda net, y: y / y.max()),
+    Sample("max", lambda net, y: y / y.max()),
+    Sample("max", lambda net, y: y * y.max(1, keepdim=True)[0]),
+    frozen("max", "statistic (max)", lambda net, y: y * y.max(1, keepdim=True)[1]),
     Sample("min", lambda net, y: y * y.min(-1, keepdim=True)[0]),
     Sample("argmax", lambda net, y: y + y.argmax(-1, keepdim=True)),
     Sample("argmin", lambda net, y: y + y.argmin(-1, keepdim=True)),
@@ -255,21 +279,25 @@ REDUCTIONS = [
     Sample("std", lambda net, y: y * y.std((2, 3), keepdim=True)),
     Sample("var_mean", lambda net, y: y * torch.var_mean(y, (2, 3), keepdim=True)[0]),
     Sample("std_mean", lambda net, y: y * torch.std_mean(y, (2, 3), keepdim=True)[1]),
-    frozen(
-        "var_mean", "statistic (var_mean)", lambda net, y: y * torch.var_mean(y, 1, keepdim=True)[0]
-    ),
+    Sample("var_mean", lambda net, y: y * torch.var_mean(y, 1, keepdim=True)[0]),
+    frozen("median", "statistic (median)", lambda net, y: y - y.median(1, keepdim=True)[0]),
+    frozen("prod", "statistic (prod)", lambda net, y: y * y.prod(1, keepdim=True)),
     Sample("linalg_vector_norm", lambda net, y: F.normalize(y, dim=-1)),
     frozen(
         "linalg_vector_norm", "statistic (linalg_vector_norm)", lambda net, y: F.normalize(y, dim=1)
     ),
     Sample("norm", lambda net, y: y / ATEN.norm(y, 2, [-1], True)),
     Sample("logsumexp", lambda net, y: y - y.logsumexp(-1, keepdim=True)),
+    Sample("logsumexp", lambda net, y: y - y.logsumexp(1, keepdim=True)),
     Sample("median", lambda net, y: y - y.median(-1, keepdim=True)[0]),
     Sample("_softmax", lambda net, y: y.softmax(-1)),
-    frozen("_softmax", "works along it (softmax)", lambda net, y: y.softmax(1)),
+    Sample("_softmax", lambda net, y: y.softmax(1)),
+    module(lambda: nn.Softmax(1), "_softmax"),
     Sample("_safe_softmax", lambda net, y: ATEN._safe_softmax(y, -1)),
     Sample("_log_softmax", lambda net, y: y.log_softmax(-1)),
-    frozen("_log_softmax", "works along it (log_softmax)", lambda net, y: y.log_softmax(1)),
+    Sample("_log_softmax", lambda net, y: y.log_softmax(1)),
+    module(lambda: nn.LogSoftmax(1), "_log_softmax"),
+    frozen("_softmax", "works along it (softmax)", lambda net, y: F.softmin(y, 1)),
     Sample("cumsum", lambda net, y: y.cumsum(2)),
     frozen("cumsum", "works along it (cumsum)", lambda net, y: y.cumsum(1)),
     Sample("cumprod", lambda net, y: y.cumprod(2)),
@@ -393,7 +421,7 @@ NO_ROW = {
         (
             f"aten::{name}"
             for name in """linear log_sigmoid prelu contiguous to positive reshape swapaxes numpy_T tile concat chunk
-            unsafe_chunk batch_norm group_norm softmax log_softmax argsort max_pool1d max_pool1d_with_indices
+            unsafe_chunk batch_norm softmax log_softmax argsort max_pool1d max_pool1d_with_indices
             avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d max_pool2d adaptive_avg_pool2d max_pool3d
             adaptive_avg_pool3d""".split()
         ),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fxprune.api import auto_gate
 from fxprune.errors import GateError
 from fxprune.gated import GatedModule
-from fxprune.gates import Gate, GatedLayerNorm, StatisticMask
+from fxprune.gates import Gate, StatisticMask
+from fxprune.statistics import GatedLayerNorm
 
 
 def gates(gated: GatedModule) -> list[Gate]:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune._graphs import fetch
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
@@ -154,14 +152,11 @@ class Analysis:
             )
             self.space.freeze(needed[~there], f"{consumer} sums over it where no gate can stand")
         for name, source, dims in trace.statistics:
-            axes = trace.values[source][0][1]
-            with_ids = [d for d in dims if axes[d] is not None]
-            keep = max(with_ids, key=lambda d: len(axes[d]) if axes[d] is not None else 0)  # type: ignore[arg-type]
-            for d in with_ids:
-                if d != keep or not self._is_layer_norm(nodes[name]):
-                    self.space.freeze(
-                        axes[d], f"{name} normalises over it and is not a plain LayerNorm"
-                    )
+            values = trace.values[source]
+            if len(values) != 1:
+                for d in dims:
+                    reason = f"{name} takes a statistic over it and reads several tensors at once"
+                    self.space.freeze(values[0][1][d], reason)
 
     def _freeze_on_batch(self, source: fx.Node, axes: TensorIds, needed: Ids) -> None:
         """Freeze channels that share axis 0 with the batch: a gate there would fix its size."""
@@ -188,11 +183,6 @@ class Analysis:
                         for axis in ids:
                             self.space.freeze(axis, reason)
         return found
-
-    def _is_layer_norm(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return type(fetch(self.root, str(node.target))) is nn.LayerNorm
-        return node.op == "call_function" and node.target is F.layer_norm
 
     def _unused(self) -> list[tuple[str, tuple[int, ...]]]:
         touched = self._tracker.seen()

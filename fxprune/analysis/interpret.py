@@ -23,6 +23,7 @@ from fxprune.analysis.tracker import Contraction, MacsTerm, StatisticSite, Track
 from fxprune.analysis.whole import WholeOperators
 from fxprune.errors import FxpruneError, InputError, UnsupportedOpError
 from fxprune.gated_leaves import gated_leaf
+from fxprune.statistics import find_twin, to_gated
 
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
 """Targets whose look-ups by number `resize_literals` can rewrite."""
@@ -39,15 +40,8 @@ __all__ = [
 ]
 
 RESIZABLE = (
-    _ConvNd,
-    nn.Linear,
-    _NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.Embedding,
-    nn.PReLU,
-    nn.RNNBase,
-    nn.RNNCellBase,
+    *(_ConvNd, nn.Linear, nn.Embedding, nn.PReLU, nn.RNNBase, nn.RNNCellBase),
+    *(_NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
 )
 """Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""
 
@@ -205,6 +199,7 @@ class _Walk:
                 tracker.inputs.setdefault(id(tensor), []).append(source.name)
         tracker.rewrites_lookups = node.target in LOOKUPS
         tracker.opaque = not is_torch(self.root, node)
+        tracker.has_twin = self._has_twin(node)
         tracker.mutated.clear()
         try:
             value = self._value(node, values)
@@ -218,6 +213,11 @@ class _Walk:
         tracker.finish_node(value)
         self.env[node] = value
         self._remember(node, value, mutated)
+
+    def _has_twin(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return to_gated(fetch(self.root, str(node.target))) is not None
+        return find_twin(node) is not None
 
     def _value(self, node: fx.Node, values: Mapping[str, Any]) -> Any:
         if node.op == "placeholder":

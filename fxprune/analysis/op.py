@@ -66,7 +66,7 @@ class Recorder(Protocol):
 
     def record(self, tensor: Tensor) -> TensorRecord: ...
     def add_contraction(self, record: TensorRecord, dim: int) -> None: ...
-    def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> None: ...
+    def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> bool: ...
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None: ...
     def add_lookup(self, record: TensorRecord, dim: int, table: Ids) -> bool: ...
 
@@ -176,11 +176,32 @@ class Op:
         gated, dim = (b, b_dim) if self.static(a) and not self.static(b) else (a, a_dim)
         self.contract(gated, [dim])
 
-    def statistic(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
-        """Say that the operator takes statistics over these axes of `tensor` (a LayerNorm)."""
+    def statistic(self, tensor: Tensor, dims: Sequence[int], reason: str) -> bool:
+        """Say that the operator takes a statistic over these axes of `tensor`.
+
+        Where the graph node has a gated twin (`fxprune.statistics`), it takes the gates as a mask;
+        elsewhere the axes are frozen.
+
+        Parameters
+        ----------
+        tensor : Tensor
+        dims : sequence of int
+            Not negative.
+        reason : str
+            Why the axes are frozen, if they are.
+
+        Returns
+        -------
+        bool
+            Whether the axes stay prunable.
+        """
         record = self._recorder.record(tensor)
-        if any(record.ids[d] is not None for d in dims):
-            self._recorder.add_statistic(record, dims)
+        carrying = tuple(d for d in dims if record.ids[d] is not None)
+        if not carrying or self._recorder.add_statistic(record, carrying):
+            return True
+        for d in carrying:
+            self.freeze(record.ids[d], reason)
+        return False
 
     def macs(self, factor: int, *runs: AxisIds) -> None:
         """Count multiply-accumulates: `factor` times the product of the runs' kept counts."""

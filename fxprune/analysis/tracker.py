@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ _META = torch.device("meta")
 
 Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
 WeightSite = tuple[str, str, str, int]  # node, parameter in its module and in the model, axis
-StatisticSite = tuple[str, str, tuple[int, ...]]  # norm node, its input node, normalised axes
+StatisticSite = tuple[str, str, tuple[int, ...]]  # node, its input node, axes it runs over
 MacsTerm = tuple[int, tuple[Ids, ...]]  # constant factor, runs of ids whose kept counts multiply it
 
 
@@ -80,6 +81,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         self.terms: list[MacsTerm] = []
         self.lookups: dict[tuple[str, int], Ids] = {}
         self.rewrites_lookups = False
+        self.has_twin = False
         self.rules = rules
         self.unknown = unknown
         self._records: dict[int, TensorRecord] = {}
@@ -162,17 +164,24 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         else:
             self.contractions += [(self.node, source, ids) for source in sources]
 
-    def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> None:
+    def add_statistic(self, record: TensorRecord, dims: tuple[int, ...]) -> bool:
         """See `Op.statistic`."""
-        sources = self.inputs.get(id(record.tensor))
-        if sources is None or record.root is not record.tensor:
-            for d in dims:
-                self.space.freeze(
-                    record.ids[d],
-                    f"{self.where} normalises over it inside one opaque module or function",
-                )
-        else:
-            self.statistics.append((self.node, sources[0], dims))
+        source = self._graph_value(record) if self.has_twin else None
+        if source is None:
+            return False
+        self.statistics.append((self.node, source, dims))
+        return True
+
+    def _graph_value(self, record: TensorRecord) -> str | None:
+        """Return the node input that a tensor is, or that it equals in shape and ids.
+
+        A function may cast, copy or square its input before it takes a statistic of it.
+        """
+        for key, sources in self.inputs.items():
+            given = self._records.get(key)
+            if given is record or (given is not None and _same_ids(given, record)):
+                return sources[0]
+        return None
 
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None:
         """See `Op.macs`."""
@@ -352,6 +361,13 @@ def _counts(name: str) -> bool:
         "aten::bmm",
         "aten::addmm",
         "aten::baddbmm",
+    )
+
+
+def _same_ids(a: TensorRecord, b: TensorRecord) -> bool:
+    return a.tensor.shape == b.tensor.shape and all(
+        x is y or (x is not None and y is not None and np.array_equal(x, y))
+        for x, y in zip(a.ids, b.ids, strict=True)
     )
 
 

@@ -1,19 +1,20 @@
 """Normalisation.
 
 * BatchNorm works on each channel alone, in training and in evaluation: its parameters and
-  statistics follow the channel.
-* LayerNorm takes statistics over the normalised axes. Over the kept positions only, ``mean = sum(g
-  x) / sum(g)``, the same number comes out before and after pruning: the graph gets a gated norm
-  there, and the axis stays prunable.
-* GroupNorm mixes fixed groups of channels: frozen. (InstanceNorm arrives here as a BatchNorm of a
-  reshaped tensor.)
+  statistics follow the channel. Other axes than the channels it takes statistics over.
+* LayerNorm and RMSNorm take statistics over the normalised axes. Over the kept positions only,
+  ``mean = sum(g x) / sum(g)``, the same number comes out before and after pruning: the graph gets a
+  gated norm there (`fxprune.statistics`), and the axis stays prunable.
+* GroupNorm is a LayerNorm of each group. The channels are split like any other axis into groups and
+  positions: what is pruned are whole groups, or the same positions in every group, whichever are
+  more. (InstanceNorm arrives here as a BatchNorm of a reshaped tensor.)
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fxprune.analysis.axes import none_ids
+from fxprune.analysis.axes import none_ids, reshape_ids
 from fxprune.analysis.op import Op, flat_tensors
 from fxprune.rules._registry import rule
 
@@ -39,6 +40,8 @@ def batch_norm(op: Op) -> None:
     for tensor in op.tensors()[1:]:
         if tensor.dim() == 1:
             channel = op.unify(channel, op.ids(tensor)[0], x.shape[1])
+    others = [d for d in range(x.dim()) if d != 1]
+    op.statistic(x, others, f"{op.where} takes statistics over it in training")
     results = flat_tensors(op.out)
     op.set((ids[0], channel, *ids[2:]), results[0])
     for other in results[1:]:
@@ -51,7 +54,7 @@ def layer_norm(op: Op) -> None:
     x, shape = op.args[:2]
     dims = tuple(range(x.dim() - len(shape), x.dim()))
     ids = list(op.ids(x))
-    op.statistic(x, dims)
+    op.statistic(x, dims, f"{op.where} normalises over it")
     for tensor in (op.arg(2, "weight"), op.arg(3, "bias")):
         if isinstance(tensor, Tensor):
             for own, d in enumerate(dims):
@@ -74,10 +77,17 @@ def weight_norm(op: Op) -> None:
     op.set(tuple(ids), op.out[0])
 
 
-@rule("aten::native_group_norm", "aten::group_norm")
+@rule("aten::native_group_norm")
 def group_norm(op: Op) -> None:
-    """Statistics over a fixed number of channel groups: frozen."""
-    reason = f"{op.where} takes statistics over fixed groups of channels"
-    for tensor in op.tensors():
-        op.freeze(op.ids(tensor), reason)
+    """Normalisation of each group of channels, over the channels of the group and all pixels."""
+    x, weight, bias, _, channels, _, groups = op.args[:7]
+    ids = list(op.ids(x))
+    where = op.where
+    split = reshape_ids(op.space, (ids[1],), (channels,), (groups, channels // groups), where)
+    dims = [*([] if split[1] is None else [1]), *range(2, x.dim())]
+    op.statistic(x, dims, f"{op.where} takes statistics over it, in groups of channels")
+    for tensor in (weight, bias):
+        if isinstance(tensor, Tensor):
+            ids[1] = op.unify(ids[1], op.ids(tensor)[0], channels)
     op.set_none()
+    op.set(tuple(ids), op.out[0])

@@ -2,7 +2,8 @@
 
 On the axes they do not touch, the ids pass. A sum over an axis that carries ids is a contraction:
 the gate before it makes it right. A mean, a maximum or a softmax over such an axis would change its
-value with the number of channels: frozen.
+value with the channels: it takes the gates as a mask where it has a gated twin
+(`fxprune.statistics`), elsewhere the axis is frozen.
 """
 
 from __future__ import annotations
@@ -58,10 +59,8 @@ def reduce(op: Op) -> None:
     if op.name == "aten::sum" or (position == 2 and _ignores_zeros(op)):
         op.contract(x, dims)
     else:
-        for d in dims:
-            op.freeze(
-                ids[d], f"{op.where} takes a statistic ({op.name.removeprefix('aten::')}) over it"
-            )
+        kind = op.name.removeprefix("aten::")
+        op.statistic(x, dims, f"{op.where} takes a statistic ({kind}) over it")
     for out in flat_tensors(op.out):
         keep = out.dim() == x.dim()
         op.set(
@@ -93,10 +92,9 @@ def along(op: Op) -> None:
     (dim,) = _dims(op.arg(1, "dim", -1), x.dim()) or (0,)
     ids = list(op.ids(x))
     if ids:
-        op.freeze(
-            ids[dim], f"{op.where} works along it ({op.name.removeprefix('aten::').strip('_')})"
-        )
-        ids[dim] = None
+        kind = op.name.removeprefix("aten::").strip("_")
+        if not op.statistic(x, [dim], f"{op.where} works along it ({kind})"):
+            ids[dim] = None
     for out in flat_tensors(op.out):
         op.set(tuple(ids), out)
 

@@ -28,12 +28,13 @@ from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Keep, Plan
 from fxprune.capture import capture
 from fxprune.errors import PreconditionError
-from fxprune.gates import Gate, GatedLayerNorm, GateVector, StatisticMask
+from fxprune.gates import Gate, GateVector, StatisticMask
 from fxprune.passes.base import Pass, called_module, fingerprint
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.passes.remove_gates import RemoveGates
 from fxprune.passes.resize_literals import ResizeLiterals
 from fxprune.passes.slice_channels import SliceChannels
+from fxprune.statistics import GatedLayerNorm
 
 
 class Captured(NamedTuple):
