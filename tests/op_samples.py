@@ -89,8 +89,8 @@ NORMS = [
     module(lambda: nn.LayerNorm(8, elementwise_affine=False), "native_layer_norm", kind="tokens"),
     module(lambda: nn.RMSNorm(8), "mean", kind="tokens"),
     module(lambda: nn.GroupNorm(1, 8), "native_group_norm"),
-    module(lambda: nn.GroupNorm(2, 8), "native_group_norm"),  # positions of the groups
-    module(lambda: nn.GroupNorm(4, 8), "native_group_norm"),  # whole groups
+    module(lambda: nn.GroupNorm(2, 8), "native_group_norm"),
+    module(lambda: nn.GroupNorm(4, 8), "native_group_norm"),
     module(lambda: nn.GroupNorm(8, 8, affine=False), "native_group_norm"),
     module(lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True), ""),
     module(lambda: nn.InstanceNorm2d(8, track_running_stats=True), "", training=True),

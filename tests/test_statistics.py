@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gate_checks import assert_close, assert_equal_to_compact, random_keep, run
+from gate_checks import assert_close, assert_equal_to_compact, keep_vector, random_keep, run
 from torch import Tensor, fx, nn
 
 from fxprune.api import auto_gate
@@ -349,13 +349,14 @@ def mixed() -> tuple[Any, Tensor]:
 
 def test_everything_in_the_mixed_model_is_prunable(mixed: tuple[Any, Tensor]) -> None:
     gated, x = mixed
-    assert {(g.name, g.size) for g in gated.groups} == {("make", 4), ("mid", 12)}
+    assert {(g.name, g.size) for g in gated.groups} == {("make", 4), ("make:2", 2), ("mid", 12)}
     for training in (False, True):
         gated.train(training)
         for seed, share in enumerate((0.2, 0.6)):
             gated.set_keep(random_keep(gated, share, seed))
             compact = assert_equal_to_compact(gated, x)
-            assert (type(compact.group), compact.group.num_groups) == (nn.GroupNorm, 2)
+            assert type(compact.group) is nn.GroupNorm
+            assert compact.group.num_groups == int(gated.keep["make:2"].sum())
             code = str(compact.graph)
             assert "gated" not in code
             assert "fxprune" not in code
@@ -392,21 +393,40 @@ def test_torch_compile_sees_through_it(mixed: tuple[Any, Tensor]) -> None:
     assert_close(run(compiled, x), run(gated, x))
 
 
-@pytest.mark.parametrize("groups", [2, 4])
-def test_a_group_norm_loses_positions_or_groups(groups: int) -> None:
-    """Of 2 groups of 4 channels, positions go (2 groups stay); of 4 groups of 2, whole groups go."""
+@pytest.mark.parametrize("function", [False, True])
+def test_a_group_norm_loses_positions_and_groups(function: bool) -> None:
+    """Of 2 groups of 4 channels, the second and the last position go, or the first group, or all of these."""
     x = torch.rand(2, 3, 5, 5, dtype=torch.float64)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(groups, 8), nn.Conv2d(8, 4, 1)).double()
-    gated = auto_gate(model, x)
-    (group,) = gated.groups
-    assert group.size == 4
-    gated.set_keep({group.name: torch.tensor([True, False, True, False])})
-    norm = assert_equal_to_compact(gated, x).get_submodule("1")
-    assert (norm.num_groups, norm.num_channels) == (2, 4)
-    kept = gated.plan.kept(gated.plan.axes["1.weight", 0], gated.keep[group.name].numpy())
-    same_positions = [True, False, True, False] * 2
-    whole_groups = [True, True, False, False] * 2
-    assert kept.tolist() == (same_positions if groups == 2 else whole_groups)
+    gated = auto_gate(Grouped(function).double(), x)
+    places, groups = gated.groups
+    assert (places.size, groups.size) == (4, 2)
+    for keep, left in (
+        ({places.name: [1, 0, 1, 0]}, [1, 0, 1, 0, 1, 0, 1, 0]),
+        ({groups.name: [0, 1]}, [0, 0, 0, 0, 1, 0, 1, 0]),
+        ({places.name: [1, 1, 1, 1]}, [0, 0, 0, 0, 1, 1, 1, 1]),
+    ):
+        gated.set_keep({name: torch.tensor(mask) > 0 for name, mask in keep.items()})
+        compact = assert_equal_to_compact(gated, x)
+        vector = keep_vector(gated)
+        assert gated.plan.kept(gated.plan.axes["norm.weight", 0], vector).tolist() == [
+            bool(k) for k in left
+        ]
+        if not function:
+            number = int(gated.keep[groups.name].sum())
+            assert (compact.norm.num_groups, compact.norm.num_channels) == (number, sum(left))
+
+
+class Grouped(nn.Module):
+    """A group norm of 2 groups of 4 channels, as a module or as a function."""
+
+    def __init__(self, function: bool) -> None:
+        super().__init__()
+        self.make, self.norm, self.read = nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, norm = self.make(x), self.norm
+        return self.read(F.group_norm(y, 2, norm.weight, norm.bias) if self.function else norm(y))
 
 
 class Functional(nn.Module):

@@ -6,8 +6,8 @@
   ``mean = sum(g x) / sum(g)``, the same number comes out before and after pruning: the graph gets a
   gated norm there (`fxprune.statistics`), and the axis stays prunable.
 * GroupNorm is a LayerNorm of each group. The channels are split like any other axis into groups and
-  positions: what is pruned are whole groups, or the same positions in every group, whichever are
-  more. (InstanceNorm arrives here as a BatchNorm of a reshaped tensor.)
+  positions: what is pruned are whole groups, and the same positions in every group. (InstanceNorm
+  arrives here as a BatchNorm of a reshaped tensor.)
 """
 
 from __future__ import annotations
