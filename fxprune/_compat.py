@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
-from torch._ops import OpOverload
+from torch import fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "DispatchMode",
+    "GradRegion",
     "OpOverload",
     "forget_tracer",
+    "grad_mode_region",
+    "guard_function",
     "is_mutable",
     "is_pointwise",
     "is_view",
@@ -74,3 +78,47 @@ def no_attention_fastpath() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def guard_function(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the function by which an exported module checks its flat inputs, if it has one."""
+    guards = getattr(module, "_guards_fn", None)
+    return None if guards is None else guards.forward
+
+
+@dataclass(frozen=True, slots=True)
+class GradRegion:
+    """A part of an exported program that runs under another gradient or autocast mode.
+
+    Attributes
+    ----------
+    arguments : int
+        How many arguments describe the mode, before the body and what it is called with.
+    """
+
+    arguments: int
+
+    def take(self, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """Return the body and its inputs."""
+        return args[self.arguments], args[self.arguments + 1 :]
+
+    def detaches(self, args: tuple[Any, ...]) -> bool:
+        """Return whether no gradient leaves the region."""
+        return self.arguments == 1 and not args[0]
+
+
+def grad_mode_region(target: Any) -> GradRegion | None:
+    """Return how to read a call of a region of another mode, or None for any other target.
+
+    Raises
+    ------
+    ValueError
+        If the target is control flow on values.
+    """
+    if not isinstance(target, HigherOrderOperator):
+        return None
+    name = str(target.name())  # type: ignore[no-untyped-call]
+    arguments = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}.get(name)
+    if arguments is None:
+        raise ValueError(f"{name} is control flow on values")
+    return GradRegion(arguments)

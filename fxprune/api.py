@@ -91,12 +91,12 @@ def auto_gate(
     check_attention(attention)
     ignored = _ignored(model, ignore)
     private = _copy(model)
-    if example_inputs is None:
-        captured = capture(private)
+    known = None if example_inputs is None else normalize_inputs(example_inputs)
+    captured = capture(private, known)
+    inputs = known or captured.inputs
+    if inputs is None:
         inputs, plan = analyse_guessing(captured, ignored, unknown, attention)
     else:
-        inputs = normalize_inputs(example_inputs)
-        captured = capture(private, len(inputs[0]), frozenset(inputs[1]))
         plan = analyse(captured, inputs, ignored, unknown, attention)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
     settings = Settings.of(inputs, [n for n in names if ignored(n)], round_to, attention)

@@ -240,6 +240,8 @@ class _Walk:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_function":
             target: Callable[..., Any] = node.target  # type: ignore[assignment]
+            if target is torch._assert and args[0] is False:
+                return None  # the graph of a mode that could not be captured
             return target(*args, **kwargs)
         self.trace.outputs = [self.tracker.record(t).ids for t in flat_tensors(args[0])]
         return args[0]

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from fxprune.capture.exported import export_modes
+from fxprune.capture.guess import likely_inputs
 from fxprune.capture.symbolic import trace_modes
 from fxprune.errors import CaptureError
+from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules, split_modes
 
 __all__ = ["Captured", "capture"]
@@ -30,13 +33,16 @@ class Captured:
         Holds the modules, parameters and buffers that the graphs name.
     graphs : dict[str, fx.Graph]
         By mode: ``"eval"``, and ``"train"`` where it differs.
+    inputs : tuple (args, kwargs), optional
+        Example inputs that were guessed in order to capture it.
     """
 
     root: nn.Module
     graphs: dict[str, fx.Graph]
+    inputs: Inputs | None = None
 
 
-def _given(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
+def _given(model: nn.Module, inputs: Inputs | None) -> Captured:
     if not isinstance(model, fx.GraphModule):
         raise CaptureError("the model is not a torch.fx.GraphModule")
     modes = split_modes(model)
@@ -48,35 +54,66 @@ def _given(model: nn.Module, given: int | None, names: frozenset[str]) -> Captur
     return Captured(model, {"eval": copy.deepcopy(model.graph)})
 
 
-def _symbolic(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
+def _symbolic(model: nn.Module, inputs: Inputs | None) -> Captured:
+    given = None if inputs is None else len(inputs[0])
+    names = frozenset() if inputs is None else frozenset(inputs[1])
     return Captured(model, trace_modes(model, given, names))
 
 
-_WAYS: tuple[Callable[[nn.Module, int | None, frozenset[str]], Captured], ...] = (_given, _symbolic)
+def _exported(model: nn.Module, inputs: Inputs | None) -> Captured:
+    if inputs is not None:
+        return Captured(model, export_modes(model, inputs))
+    failures = []
+    for guess in likely_inputs(model):
+        try:
+            return Captured(model, export_modes(model, ((guess,), {})), ((guess,), {}))
+        except CaptureError as error:
+            failures.append(error)
+    raise failures[0]
 
 
-def capture(
-    model: nn.Module, given: int | None = None, names: frozenset[str] = frozenset()
-) -> Captured:
+_WAYS: tuple[Callable[[nn.Module, Inputs | None], Captured], ...] = (_given, _symbolic, _exported)
+
+
+def capture(model: nn.Module, inputs: Inputs | None = None) -> Captured:
     """Capture a model by the first way that works.
 
     Parameters
     ----------
     model : nn.Module
         A private copy; its modules become the captured model's.
-    given : int, optional
-        Number of positional example inputs, when they are known.
-    names : frozenset of str
-        Names of keyword example inputs.
+    inputs : tuple (args, kwargs), optional
+        Example inputs, when they are known.
 
     Raises
     ------
     CaptureError
-        If no way works; it is the error of the last one tried.
+        If no way works; it tells what each said.
     """
-    for way in _WAYS[:-1]:
+    failures = []
+    for way in _WAYS[1:] if not isinstance(model, fx.GraphModule) else _WAYS[:1]:
         try:
-            return way(model, given, names)
-        except CaptureError:
-            continue
-    return _WAYS[-1](model, given, names)
+            return way(model, inputs)
+        except CaptureError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    raise _joined(model, failures) from failures[-1]
+
+
+def _joined(model: nn.Module, failures: list[CaptureError]) -> CaptureError:
+    """Return one error that tells what every way said; the last way follows most, so it leads."""
+    leading = failures[-1] if failures[-1].where else failures[0]
+    seen = [
+        f"{f.what.partition(' by ')[2]}" + (f" ({f.where})" if f.where else "") for f in failures
+    ]
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured as a graph",
+        where=leading.where + (f": {leading.seen}" if leading.seen else ""),
+        seen="; ".join(seen),
+        hint=(
+            "control flow on tensor values has no graph: rewrite that line (torch.where in place "
+            "of an if), move it into a function marked with torch.fx.wrap, or pass a "
+            "torch.fx.GraphModule or a torch.export.ExportedProgram that you captured yourself"
+        ),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, fx, nn
 from fxprune._graphs import fetch
 from fxprune.errors import InputError
 
-__all__ = ["candidate_inputs"]
+__all__ = ["candidate_inputs", "likely_inputs"]
+
+_HINT = "pass example_inputs: a tensor, a tuple or a dict of keyword arguments"
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def candidate_inputs(root: nn.Module, graph: fx.Graph) -> Iterator[Tensor]:
@@ -26,9 +30,31 @@ def candidate_inputs(root: nn.Module, graph: fx.Graph) -> Iterator[Tensor]:
         raise InputError(
             f"cannot guess example inputs for a model with {len(placeholders)} inputs",
             seen=", ".join(str(n.target) for n in placeholders),
-            hint="pass example_inputs: a tensor, a tuple or a dict of keyword arguments",
+            hint=_HINT,
         )
-    layer = _first_layer(root, placeholders[0])
+    yield from _inputs_of(root, _first_layer(root, placeholders[0]))
+
+
+def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
+    """Yield inputs of likely shapes for a model without a graph: its first layer tells.
+
+    Raises
+    ------
+    InputError
+        If the forward needs several inputs, or no layer tells anything about its input.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in _STARRED]
+    if len(needed) != 1:
+        raise InputError(
+            f"cannot guess example inputs for a model with {len(needed)} inputs",
+            seen=", ".join(needed),
+            hint=_HINT,
+        )
+    yield from _inputs_of(model, next((m for m in model.modules() if isinstance(m, _KNOWN)), None))
+
+
+def _inputs_of(root: nn.Module, layer: nn.Module | None) -> Iterator[Tensor]:
     dtype = next((p.dtype for p in root.parameters() if p.dtype.is_floating_point), torch.float32)
     for shape in _shapes(layer):
         if isinstance(layer, nn.Embedding):
@@ -73,5 +99,5 @@ def _shapes(layer: nn.Module | None) -> list[tuple[int, ...]]:
     raise InputError(
         "cannot guess example inputs: no convolution, linear, recurrent or embedding layer "
         "reads the model's input",
-        hint="pass example_inputs: a tensor, a tuple or a dict of keyword arguments",
+        hint=_HINT,
     )

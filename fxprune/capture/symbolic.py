@@ -28,7 +28,7 @@ from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
 
-__all__ = ["SymbolicTracer", "trace_modes"]
+__all__ = ["SymbolicTracer", "failure", "trace_modes"]
 
 _OWN = ("torch.", "fxprune.")
 
@@ -127,7 +127,7 @@ def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
         with traced_factories():
             graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:
-        raise _failure(model, error) from error
+        raise failure(model, error) from error
     forget_tracer(graph)
     for node in graph.nodes:
         if node.op == "placeholder" and node.name.removesuffix("_1") in concrete:
@@ -169,13 +169,15 @@ def _text(graph: fx.Graph) -> str:
     return re.sub(r"_tensor_constant\d+", "_tensor_constant", str(graph))
 
 
-def _failure(model: nn.Module, error: Exception) -> CaptureError:
+def failure(model: nn.Module, error: Exception, way: str = "symbolic tracing") -> CaptureError:
+    """Return the error that tells why a model could not be captured, and by which of its lines."""
     where, line = "", ""
     for frame in traceback.extract_tb(error.__traceback__):
         if f"{torch.__path__[0]}/" not in frame.filename and "/fxprune/" not in frame.filename:
             where, line = f"{frame.filename}:{frame.lineno} in {frame.name}", frame.line or ""
     return CaptureError(
-        f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {error}",
+        f"{type(model).__name__} cannot be captured as a graph by {way}: "
+        f"{type(error).__name__}: {_first_lines(error)}",
         where=where,
         seen=line,
         hint=(
@@ -184,3 +186,11 @@ def _failure(model: nn.Module, error: Exception) -> CaptureError:
             "with torch.fx.wrap, or pass a torch.fx.GraphModule that you traced yourself"
         ),
     )
+
+
+def _first_lines(error: Exception) -> str:
+    """Return what an error says, without the advice that torch.export puts behind it."""
+    paragraphs = re.split(
+        r"\n\s*\n|For more information|\(Size-like|Potential framework", str(error)
+    )
+    return " ".join(paragraphs[0].split())

@@ -1,0 +1,167 @@
+"""Capture by torch.export, for models that symbolic tracing cannot follow.
+
+torch.export runs the forward on fake tensors, so control flow on shapes is followed. Batch size
+stays dynamic, and so do all other sizes that the model does not fix; conditions on them that the
+forward relied on become checks in the graph. What torch.export bakes in comes back: calls of
+torch's own modules (`fxprune.capture.leaves`), the device, nested inputs and outputs
+(`fxprune.capture.trees`); dropout, random depth and everything else that depends on the mode is
+captured once in each mode.
+"""
+
+from __future__ import annotations
+
+import inspect
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+from fxprune._compat import no_attention_fastpath
+from fxprune.capture.symbolic import failure
+from fxprune.capture.transcribe import Interface, is_lookup, transcribe
+from fxprune.capture.trees import Container, describe, fill
+from fxprune.errors import CaptureError
+from fxprune.inputs import Inputs, batch_size
+from fxprune.modes import in_mode
+
+__all__ = ["export_modes"]
+
+_PREFIX = "model."
+_BATCH = 3
+"""Batch size to export with where the example has 1, which torch.export would take for fixed."""
+
+
+class _Flat(nn.Module):
+    """A model that takes and returns a flat sequence of tensors.
+
+    What the outputs were before they were flattened is put into `outputs`.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any, outputs: list[Any]) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs = inputs
+        self._note = outputs.append
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        args, kwargs = fill(self._inputs, tensors)
+        leaves: list[Any] = []
+        out = self.model(*args, **kwargs)
+        self._note(describe(out, _is_output, leaves))
+        return tuple(leaves)
+
+
+def _is_output(value: Any) -> bool:
+    return isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def export_modes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
+    """Export a model in both modes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left in the modes it had. Constants that the export finds are registered on it as buffers.
+    inputs : tuple (args, kwargs)
+        Example inputs; only shapes and dtypes matter.
+
+    Returns
+    -------
+    dict
+        ``{"eval": graph}``, and ``"train"`` as well where its graph differs.
+
+    Raises
+    ------
+    CaptureError
+        If the forward cannot be exported; names the line of the user's code.
+    """
+    graphs = {"eval": _export(model, inputs, training=False)}
+    try:
+        train = _export(model, inputs, training=True)
+    except CaptureError as error:
+        train = _refusing(graphs["eval"], error)
+    if _fingerprint(train) != _fingerprint(graphs["eval"]):
+        graphs["train"] = train
+    return graphs
+
+
+def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
+    leaves: list[Tensor] = []
+    tree = describe(inputs, lambda v: isinstance(v, Tensor), leaves)
+    outputs: list[Any] = []
+    flat = _Flat(model, tree, outputs)
+    batch = batch_size(inputs)
+    batched = [batch is not None and t.shape[:1] == (batch,) for t in leaves]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tensors = tuple(_example(t, device, many) for t, many in zip(leaves, batched, strict=True))
+    named = _named(model, tree)
+    with in_mode(model, training), no_attention_fastpath():
+        for rest in (Dim.AUTO, Dim.STATIC):
+            dims = [
+                {d: Dim.DYNAMIC if many and d == 0 else rest for d in range(t.dim())}
+                for t, many in zip(tensors, batched, strict=True)
+            ]
+            try:
+                program = torch.export.export(
+                    flat, tensors, dynamic_shapes=(tuple(dims),), strict=False
+                )
+            except Exception as error:  # noqa: BLE001  # a user's forward may raise anything
+                last = failure(model, error, "torch.export")
+                continue
+            try:
+                return transcribe(program, model, Interface(named, outputs[-1]), _PREFIX)
+            except CaptureError as error:
+                last = error
+    raise last
+
+
+def _example(tensor: Tensor, device: torch.device, batched: bool) -> Tensor:
+    shape = list(tensor.shape)
+    if batched and shape[0] == 1:
+        shape[0] = _BATCH
+    return torch.zeros(shape, dtype=tensor.dtype, device=device)
+
+
+def _named(model: nn.Module, tree: Container) -> tuple[tuple[str, Any], ...]:
+    """Return the trees of the inputs by the names of forward's arguments."""
+    positional, keywords = tree.items
+    names, star = [], "args"
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            star = parameter.name
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            names.append(parameter.name)
+    names += [f"{star}_{i}" for i in range(len(positional.items) - len(names))]
+    return (
+        *zip(names, positional.items, strict=False),
+        *zip(keywords.keys, keywords.items, strict=True),
+    )
+
+
+def _refusing(graph: fx.Graph, error: CaptureError) -> fx.Graph:
+    """Return a graph for a mode that could not be captured: it says so when it is run."""
+    refusing = fx.Graph()
+    refusing.output(refusing.graph_copy(graph, {}))
+    first = next(node for node in refusing.nodes if node.op != "placeholder")
+    reason = error.what.splitlines()[0] + (f" ({error.where})" if error.where else "")
+    message = f"in training mode, {reason}"
+    with refusing.inserting_before(first):
+        refusing.call_function(torch._assert, (False, message))
+    return refusing
+
+
+def _fingerprint(graph: fx.Graph) -> list[str]:
+    """Return what a graph computes, whatever its nodes are called and where sizes are read."""
+    numbers: dict[fx.Node, str] = {}
+    steps: list[str] = []
+    for node in graph.nodes:
+        arguments = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
+        step = f"{node.op} {node.target} {arguments}"
+        if is_lookup(node):
+            numbers[node] = f"#{sha256(step.encode()).hexdigest()}"
+        else:
+            numbers[node] = f"%{len(steps)}"
+            steps.append(step)
+    return steps
