@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.plan import Keep
-from fxprune.budget import Selection, check_budget
+from fxprune.budget import Selection, check_budget, solve
 from fxprune.controllers.checks import (
     check_gated,
     check_loss,
@@ -37,6 +37,7 @@ from fxprune.controllers.schedule import Phase, Schedule
 from fxprune.controllers.statistics import unchanged_buffers
 from fxprune.errors import ConfigError, LoadError
 from fxprune.gated import GatedModule
+from fxprune.importance import Scores
 from fxprune.inputs import check_count
 from fxprune.prune import select, set_masks
 
@@ -266,7 +267,7 @@ class AutoTrainOnce:
         self._optimizer.zero_grad()
         torch.autograd.backward([gates, term], [slope.to(gates), torch.ones_like(term)])
         self._optimizer.step()
-        self._note_masks()
+        self._note_masks(target)
 
     def _task_slope(self, gates: Tensor, held_back_loss: Callable[[], Tensor]) -> Tensor:
         """Return the gradient of the held-back loss by the gates, the same on all ranks."""
@@ -276,14 +277,26 @@ class AutoTrainOnce:
             (slope,) = torch.autograd.grad(loss, gates, allow_unused=True)
         return average_over_ranks(check_slope(slope))
 
-    def _note_masks(self) -> None:
-        """Press on what the noise-free gates close; every group keeps its best unit."""
+    def _note_masks(self, target: float) -> None:
+        """Press on what the noise-free gates close; every group keeps its best unit.
+
+        Where the target is paced and the gates lag behind it, the units they would close next are
+        pressed as well: what the final masks cut has then faded, and not all at once.
+        """
         logits = self.logits().numpy()
         keep = logits + OPEN_BIAS > 0
         for at in self._gated.plan.group_slices().values():
             keep[at.start + int(logits[at].argmax())] = True
         self._expected = self._cost(keep) / self._dense
+        lags = self.schedule.pace > 0 and self._expected > target
+        if lags and self.phase == "projection":
+            keep = self._chosen(logits, target).keep
         self._pressure.close(~keep)
+
+    def _chosen(self, logits: Scores, share: float) -> Selection:
+        budget = {self._resource: share}
+        plan, cost_of = self._gated.plan, self._gated.cost_of
+        return solve(plan, cost_of, logits, round_to=self._round_to, **budget)
 
     def _fix_masks(self) -> Selection:
         macs = self._target if self._resource == "macs" else None

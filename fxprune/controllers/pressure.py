@@ -20,6 +20,7 @@ __all__ = ["FINAL_STRENGTH", "STRENGTH", "Pressure"]
 STRENGTH = 10.0
 FINAL_STRENGTH = 1000.0
 _FEW_STEPS = 20
+_ROUNDING = 1.001
 _FINAL_EVERY = 20  # once momentum has died down, hard gates keep closed units where they are
 
 
@@ -36,8 +37,8 @@ class Pressure:
     kind : str
         A key of `PROJECTIONS`.
     strength : float, optional
-        lambda before masks are fixed; by default `STRENGTH`, or more where closed units would not
-        reach zero in the steps there are.
+        lambda before masks are fixed; by default `STRENGTH`, or more in groups whose closed units
+        would not reach zero in the steps there are.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Pressure:
         self._optimizer = optimizer
         self._strength = strength
         self._slices = list(gated.plan.group_slices().values())
+        sizes = torch.tensor([group.size for group in gated.groups])
+        self._group_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         self._rows: list[ClosedRows] = []
         self._shares = torch.zeros(gated.plan.n_units)
         self._closed = np.zeros(gated.plan.n_units, dtype=bool)
@@ -93,7 +96,8 @@ class Pressure:
         final : bool
             Whether masks are fixed.
         steps_left : int
-            How many more times this will be called before they are; without meaning when `final`.
+            How many times this will be called before they are, this one counted; without meaning
+            when `final`.
         """
         if not self._rows:
             return
@@ -102,22 +106,21 @@ class Pressure:
             if self._final_calls > _FEW_STEPS and self._final_calls % _FINAL_EVERY:
                 return
         rates = self._rates()
-        strength = self._strength_now(final, steps_left, max(rates))
-        device = self._rows[0].parameter.device
-        self._projection.apply(self._rows, rates, strength * self._shares.to(device))
+        strength = self._strengths(final, steps_left, max(rates))
+        self._projection.apply(self._rows, rates, strength.to(self._rows[0].parameter.device))
 
-    def _strength_now(self, final: bool, steps_left: int, rate: float) -> float:
+    def _strengths(self, final: bool, steps_left: int, rate: float) -> Tensor:
+        """Return ``lambda_g`` of each unit's group, shape (n_units,)."""
         if not final and self._strength is not None:
-            return self._strength
-        closed = torch.from_numpy(self._closed)
-        norms, shares = self.norms().cpu()[closed], self._shares[closed]
-        if final:
-            # The last unit must have vanished when the calls become rare; a little more, to round.
-            left = max(1, _FEW_STEPS + 1 - self._final_calls)
-            return max(FINAL_STRENGTH, _over(1.001 * float((norms / shares).max()), rate * left))
-        # An average unit must have vanished after half of the steps.
-        half = max(steps_left, _FEW_STEPS) / 2
-        return max(STRENGTH, _over(float(norms.mean() / shares.mean()), rate * half))
+            return self._strength * self._shares
+        strength = (FINAL_STRENGTH if final else STRENGTH) * self._shares
+        # A group of few units has a small share, but cutting them at once harms no less: the last
+        # closed unit of every group must have vanished when masks are fixed, or calls become rare.
+        left = _FEW_STEPS + 1 - self._final_calls if final else steps_left
+        norms = self.norms().cpu()
+        last = torch.zeros(len(self._slices)).scatter_reduce(0, self._group_of, norms, "amax")
+        needed = last * _over(_ROUNDING, rate * max(1, left))
+        return torch.maximum(strength, needed[self._group_of])
 
     def _rates(self) -> list[float]:
         """Return the present learning rate of each closed row's parameter; 0 if it has none."""
