@@ -196,6 +196,10 @@ def _embedding(module: Any, source: _Source) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
+def _bilinear(module: Any, source: _Source) -> None:
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
 def _prelu(module: Any, source: _Source) -> None:
     module.num_parameters = len(module.weight)
 
@@ -224,6 +228,8 @@ _UPDATES: tuple[tuple[type[nn.Module], Callable[[Any, _Source], None]], ...] = (
     (nn.RMSNorm, _layer_norm),
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
+    (nn.Bilinear, _bilinear),
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _recurrent_cell),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from recurrent_samples import FACTORIES, RECURRENT
 from sample_nets import Sample, frozen, module, weights
 from torch import Tensor, nn
+from window_samples import BILINEAR, LOOKUPS, WINDOWS
 
 __all__ = ["NO_ROW", "POINTWISE", "SAMPLES"]
 
@@ -212,12 +213,6 @@ MOVEMENT = [
     Sample("_unsafe_index", lambda net, y: ATEN._unsafe_index(y, [None, None, torch.tensor([1])])),
     Sample("pixel_shuffle", lambda net, y: F.pixel_shuffle(y, 2), out=2),
     Sample("pixel_unshuffle", lambda net, y: F.pixel_unshuffle(y, 2), out=32),
-    Sample(
-        "embedding",
-        lambda net, y: y + net.op(torch.arange(5)),
-        kind="tokens",
-        extra=lambda: {"op": nn.Embedding(7, 8)},
-    ),
 ]
 
 ELEMENTWISE = [
@@ -441,4 +436,7 @@ SAMPLES = [
     *POOLING,
     *RECURRENT,
     *FACTORIES,
+    *WINDOWS,
+    *LOOKUPS,
+    *BILINEAR,
 ]

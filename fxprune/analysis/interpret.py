@@ -40,7 +40,8 @@ __all__ = [
 ]
 
 RESIZABLE = (
-    *(_ConvNd, nn.Linear, nn.Embedding, nn.PReLU, nn.RNNBase, nn.RNNCellBase),
+    *(_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
+    *(nn.RNNBase, nn.RNNCellBase),
     *(_NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
 )
 """Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""

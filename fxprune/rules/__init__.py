@@ -5,14 +5,28 @@ row in ``tests/op_samples.py``. An operator with no rule freezes the ids that re
 recorded reason.
 """
 
-from fxprune.rules import attention, conv, matmul, movement, norm, pointwise, recurrent, reduction
+from fxprune.rules import (
+    attention,
+    bilinear,
+    conv,
+    lookup,
+    matmul,
+    movement,
+    norm,
+    pointwise,
+    recurrent,
+    reduction,
+    windows,
+)
 from fxprune.rules._registry import Registry, Rule, registry, rule
 
 __all__ = [
     "Registry",
     "Rule",
     "attention",
+    "bilinear",
     "conv",
+    "lookup",
     "matmul",
     "movement",
     "norm",
@@ -21,4 +35,5 @@ __all__ = [
     "reduction",
     "registry",
     "rule",
+    "windows",
 ]

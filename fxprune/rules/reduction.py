@@ -17,7 +17,7 @@ from fxprune.analysis.op import Op, flat_tensors
 from fxprune.rules._registry import rule
 from fxprune.rules.pointwise import pointwise
 
-__all__ = ["along", "embedding", "reduce", "resample"]
+__all__ = ["along", "reduce", "resample"]
 
 
 def _dims(dims: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
@@ -135,12 +135,3 @@ def resample(op: Op) -> None:
     ids: tuple[AxisIds, ...] = (*op.ids(x)[:-spatial], *(None,) * spatial)
     for out in flat_tensors(op.out):
         op.set(ids, out, moved=x)  # a channel of zeros stays one: gating before is gating after
-
-
-@rule("aten::embedding")
-def embedding(op: Op) -> None:
-    """Table look-up: rows are chosen by number, columns are channels."""
-    table, at = op.args[:2]
-    op.freeze(op.ids(table)[0], f"{op.where} looks rows up by number")
-    op.freeze(op.ids(at), f"{op.where} looks rows up by number")
-    op.set((*(None,) * at.dim(), op.ids(table)[1]))
