@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.plan import Keep
-from fxprune.budget import Selection, check_budget, solve
+from fxprune.budget import Selection, check_budget
 from fxprune.controllers.checks import (
     check_gated,
     check_loss,
@@ -29,15 +29,15 @@ from fxprune.controllers.checks import (
     check_slope,
 )
 from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
+from fxprune.controllers.masks import best_units, open_units
 from fxprune.controllers.network import ControllerNetwork
 from fxprune.controllers.pressure import Pressure
-from fxprune.controllers.relaxation import OPEN_BIAS, logistic_noise, relax, round_straight_through
+from fxprune.controllers.relaxation import logistic_noise, relax, round_straight_through
 from fxprune.controllers.resource import resource_term
 from fxprune.controllers.schedule import Phase, Schedule
 from fxprune.controllers.statistics import unchanged_buffers
 from fxprune.errors import ConfigError, LoadError
 from fxprune.gated import GatedModule
-from fxprune.importance import Scores
 from fxprune.inputs import check_count
 from fxprune.prune import select, set_masks
 
@@ -278,25 +278,18 @@ class AutoTrainOnce:
         return average_over_ranks(check_slope(slope))
 
     def _note_masks(self, target: float) -> None:
-        """Press on what the noise-free gates close; every group keeps its best unit.
+        """Press on what the noise-free gates close.
 
         Where the target is paced and the gates lag behind it, the units they would close next are
         pressed as well: what the final masks cut has then faded, and not all at once.
         """
         logits = self.logits().numpy()
-        keep = logits + OPEN_BIAS > 0
-        for at in self._gated.plan.group_slices().values():
-            keep[at.start + int(logits[at].argmax())] = True
+        keep = open_units(self._gated, logits)
         self._expected = self._cost(keep) / self._dense
         lags = self.schedule.pace > 0 and self._expected > target
         if lags and self.phase == "projection":
-            keep = self._chosen(logits, target).keep
+            keep = best_units(self._gated, logits, self._resource, target, self._round_to)
         self._pressure.close(~keep)
-
-    def _chosen(self, logits: Scores, share: float) -> Selection:
-        budget = {self._resource: share}
-        plan, cost_of = self._gated.plan, self._gated.cost_of
-        return solve(plan, cost_of, logits, round_to=self._round_to, **budget)
 
     def _fix_masks(self) -> Selection:
         macs = self._target if self._resource == "macs" else None
