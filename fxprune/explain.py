@@ -20,7 +20,7 @@ from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs
 from fxprune.measure import gated_inputs, input_shapes, module_kinds
 
-__all__ = ["Explanation", "ModuleShare", "ParameterShare", "explain"]
+__all__ = ["Explanation", "ModuleShare", "ParameterShare", "explain", "explain_gated"]
 
 _SHOWN_AXES = 3
 
@@ -253,6 +253,11 @@ def explain(
         gated = model
     else:
         gated = auto_gate(model, example_inputs, ignore=ignore, attention=attention)
+    return explain_gated(gated, model)
+
+
+def explain_gated(gated: GatedModule, model: nn.Module) -> Explanation:
+    """Explain a gated model, with the module types of the one it was made from; see `explain`."""
     modules = _module_shares(gated, model)
     params = sum(module.params for module in modules)
     prunable = sum(module.prunable_params for module in modules)

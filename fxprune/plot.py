@@ -13,7 +13,7 @@ from fxprune.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "plot_widths"]
+__all__ = ["check_picture", "new_figure", "plot_widths", "write_figure"]
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -33,6 +33,33 @@ def new_figure(width: float, height: float) -> Figure:
             "Pictures need matplotlib, which is not installed.", hint="pip install 'fxprune[plot]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_picture(path: str | os.PathLike[str]) -> Path:
+    """Return a picture's path if its name says a format that can be written.
+
+    Raises
+    ------
+    ConfigError
+        When it does not.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in _FORMATS:
+        raise ConfigError(
+            "The picture's file name must end in .png, .svg or .pdf.", seen=target.name
+        )
+    return target
+
+
+def write_figure(figure: Figure, target: Path) -> None:
+    """Write a figure whole or not at all; the text of an SVG stays text, which can be searched."""
+    from matplotlib import rc_context
+
+    with (
+        replacing(target) as draft,
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": target.name}),
+    ):
+        figure.savefig(draft, format=target.suffix.lower().lstrip("."), dpi=150)
 
 
 def plot_widths(
@@ -59,11 +86,7 @@ def plot_widths(
     ConfigError
         When matplotlib is not installed, there is nothing to draw, or the file cannot be written.
     """
-    target = Path(path)
-    if target.suffix.lower() not in _FORMATS:
-        raise ConfigError(
-            "The picture's file name must end in .png, .svg or .pdf.", seen=target.name
-        )
+    target = check_picture(path)
     if not widths:
         raise ConfigError("There are no widths to draw.", hint="report a gated model before")
     figure = new_figure(8, 1.5 + 0.22 * len(widths))
@@ -76,6 +99,5 @@ def plot_widths(
     axes.set_xlabel("units")
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=2)
-    with replacing(target) as draft:
-        figure.savefig(draft, format=target.suffix.lower().lstrip("."), dpi=150)
+    write_figure(figure, target)
     return target

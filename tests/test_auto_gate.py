@@ -13,6 +13,7 @@ import torch
 from gate_checks import assert_close, assert_equal_to_compact, random_keep, run
 from small_nets import AuxHead, LayerNormMlp, Residual, chain, image, rows
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from fxprune.api import auto_gate
 from fxprune.errors import CaptureError, ConfigError, FxpruneError, InputError
@@ -315,3 +316,11 @@ def test_the_compact_form_of_a_net_that_depends_on_its_mode_can_be_gated_again()
     once.set_keep(random_keep(once, 0.7))
     twice = auto_gate(once.compact(), x)
     assert len(twice.groups) == len(once.groups)
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    """The analysis tries foreign modules, here one that draws, on random values of its own."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), StochasticDepth(0.5, "row"), nn.Conv2d(8, 2, 1))
+    before = torch.get_rng_state()
+    assert auto_gate(net, torch.zeros(2, 3, 4, 4)).groups
+    assert torch.equal(torch.get_rng_state(), before)

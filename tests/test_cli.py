@@ -100,6 +100,29 @@ def test_inspect_prints_json(run_json):
     assert {"params", "prunable_params", "prunable_macs", "groups", "frozen", "modules"} < set(data)
 
 
+def test_inspect_draws_the_dependency_graph(run, run_json, here):
+    pytest.importorskip("matplotlib")
+    status, out, _ = run("inspect", SMALL, *SHAPE, "--svg", "graph.svg")
+    assert status == 0
+    assert out.endswith("Written: graph.svg\n")
+    assert ">0 (8)</text>" in (here / "graph.svg").read_text()
+    assert run_json("inspect", SMALL, *SHAPE, "--svg", "other.svg")["svg"] == "other.svg"
+
+
+def test_inspect_needs_matplotlib_to_draw(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = run("inspect", SMALL, *SHAPE, "--svg", "graph.svg")
+    assert (status, out) == (2, "")
+    assert "pip install 'fxprune[plot]'" in err
+
+
+def test_inspect_refuses_other_formats_before_it_works(run, monkeypatch):
+    monkeypatch.setattr(commands, "build_model", None)
+    status, _, err = run("inspect", SMALL, "--svg", "graph.gif")
+    assert status == 2
+    assert "must end in .png, .svg or .pdf" in err
+
+
 def test_inspect_ignores_names_and_patterns(run_json):
     assert run_json("inspect", SMALL, *SHAPE, "--ignore", "0")["groups"] == []
     assert run_json("inspect", SMALL, *SHAPE, "--ignore", r"re:^0\.")["groups"] == []

@@ -19,13 +19,15 @@ from fxprune._tables import count, file_size, percent, shape_text, table
 from fxprune.api import Ignore, auto_gate
 from fxprune.cli.models import build_model, parse_inputs
 from fxprune.demo import run_demo
+from fxprune.dependency_plot import plot_dependencies
 from fxprune.errors import ConfigError
-from fxprune.explain import explain
+from fxprune.explain import explain_gated
 from fxprune.export import export_onnx
 from fxprune.inputs import ExampleInputs
 from fxprune.latency import Latency, compare_latency
 from fxprune.measure import gated_inputs
 from fxprune.onnx_cost import OnnxCost, onnx_cost, onnx_inputs
+from fxprune.plot import check_picture
 from fxprune.prune import select
 from fxprune.report import latency_line, report
 from fxprune.serialize import save
@@ -60,11 +62,19 @@ def demo(args: argparse.Namespace) -> Answer:
 
 def inspect(args: argparse.Namespace) -> Answer:
     """Say what of a model is prunable."""
+    if args.svg is not None:
+        check_picture(args.svg)  # before any work is done
     model = build_model(args.model, args.weights)
-    found = explain(
+    gated = auto_gate(
         model, _inputs(args), ignore=ignored_names(args.ignore), attention=args.attention
     )
-    return Answer(str(found), {"model": args.model, **found.to_dict()})
+    found = explain_gated(gated, model)
+    text, data = str(found), {"model": args.model, **found.to_dict()}
+    if args.svg is not None:
+        written = plot_dependencies(gated, args.svg)
+        text += f"\n\nWritten: {written}"
+        data["svg"] = str(written)
+    return Answer(text, data)
 
 
 def prune(args: argparse.Namespace) -> Answer:

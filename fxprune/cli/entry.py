@@ -110,6 +110,9 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument(
+        "--svg", metavar="FILE", help="draw the dependency graph too: .svg, .png or .pdf"
+    )
     _add_model_options(parser)
 
 
