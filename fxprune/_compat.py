@@ -12,11 +12,13 @@ import torch
 from torch import fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 __all__ = [
     "DispatchMode",
     "GradRegion",
     "OpOverload",
+    "count_flops",
     "forget_tracer",
     "grad_mode_region",
     "guard_function",
@@ -34,6 +36,12 @@ DispatchMode = TorchDispatchMode
 def forget_tracer(graph: fx.Graph) -> None:
     """Make a graph not name the tracer that made it, so that unpickling it needs no fxprune."""
     graph._tracer_cls = None
+
+
+def count_flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Return what `torch.utils.flop_counter.FlopCounterMode` counts for one operator."""
+    formula = flop_registry.get(func.overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
 
 
 def storage_key(tensor: torch.Tensor) -> int:

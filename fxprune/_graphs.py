@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["Record", "fetch", "graph_from_records", "graph_to_records"]
+__all__ = ["Record", "fetch", "graph_from_records", "graph_to_records", "returned_values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,26 @@ def _resolve(value: Any, nodes: dict[str, fx.Node]) -> Any:
     if isinstance(value, slice):
         return slice(*(_resolve(v, nodes) for v in (value.start, value.stop, value.step)))
     return value
+
+
+def returned_values(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
+    """Return the nodes whose values a graph returns, in order, each with the node that takes it.
+
+    That is the output node, or one that only builds an OrderedDict for it.
+    """
+    output = next(node for node in graph.nodes if node.op == "output")
+    return _gathered(output)
+
+
+def _gathered(taker: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    found: list[tuple[fx.Node, fx.Node]] = []
+
+    def visit(node: fx.Node) -> fx.Node:
+        found.extend(_gathered(node) if node.target is OrderedDict else [(node, taker)])
+        return node
+
+    fx.map_arg(taker.args, visit)
+    return found
 
 
 def fetch(root: nn.Module, target: str) -> Any:

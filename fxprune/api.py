@@ -10,14 +10,15 @@ from typing import Any, Literal
 from torch import nn
 
 from fxprune.analysis.policy import Attention, check_attention
-from fxprune.assemble import analyse, analyse_guessing, assemble
+from fxprune.assemble import Ignored, analyse, analyse_guessing, assemble
+from fxprune.assemble_regions import gate_known_regions, gate_regions
 from fxprune.capture import capture
-from fxprune.errors import ConfigError
+from fxprune.errors import CaptureError, ConfigError, UnsupportedOpError
 from fxprune.gated import GatedModule
-from fxprune.inputs import ExampleInputs, normalize_inputs
-from fxprune.settings import Settings, check_round_to
+from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
+from fxprune.settings import Recipe, Settings, check_round_to
 
-__all__ = ["Ignore", "auto_gate"]
+__all__ = ["Ignore", "auto_gate", "gate_again"]
 
 Ignore = str | re.Pattern[str] | type[nn.Module] | nn.Module
 
@@ -90,17 +91,58 @@ def auto_gate(
         )
     check_attention(attention)
     ignored = _ignored(model, ignore)
-    private = _copy(model)
-    known = None if example_inputs is None else normalize_inputs(example_inputs)
-    captured = capture(private, known)
-    inputs = known or captured.inputs
-    if inputs is None:
-        inputs, plan = analyse_guessing(captured, ignored, unknown, attention)
-    else:
-        plan = analyse(captured, inputs, ignored, unknown, attention)
+    inputs = None if example_inputs is None else normalize_inputs(example_inputs)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
-    settings = Settings.of(inputs, [n for n in names if ignored(n)], round_to, attention)
-    return assemble(captured, plan, settings)
+    settings = Settings.of(
+        inputs or ((), {}), [n for n in names if ignored(n)], round_to, attention
+    )
+    try:
+        return _gate_whole(_copy(model), inputs, ignored, unknown, settings)
+    except (CaptureError, UnsupportedOpError) as whole:
+        if isinstance(whole, UnsupportedOpError) and unknown == "error":
+            raise
+        return gate_regions(_copy(model), inputs, ignored, unknown, settings, whole)
+
+
+def _gate_whole(
+    private: nn.Module, inputs: Inputs | None, ignored: Ignored, unknown: str, settings: Settings
+) -> GatedModule:
+    captured = capture(private, inputs)
+    known = inputs or captured.inputs
+    if known is None:
+        known, plan = analyse_guessing(captured, ignored, unknown, settings.attention)
+    else:
+        plan = analyse(captured, known, ignored, unknown, settings.attention)
+    return assemble(captured, plan, settings.with_inputs(known))
+
+
+def gate_again(model: nn.Module, recipe: Recipe) -> GatedModule:
+    """Gate a model exactly as a recipe says.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of the architecture that the recipe was made for, with any weights. Never changed.
+    recipe : Recipe
+
+    Returns
+    -------
+    GatedModule
+        With all gates open. A model that was captured by regions is not run: the recipe knows them.
+
+    Raises
+    ------
+    FxpruneError
+        As for `auto_gate`.
+    """
+    if not recipe.borders:
+        args, kwargs = recipe.inputs
+        inputs: Any = {**kwargs} if kwargs and not args else args
+        return auto_gate(model, inputs, ignore=recipe.ignored, attention=recipe.attention)
+    _check_model(model)
+    ignored = _ignored(model, recipe.ignored)
+    settings = Settings.of(recipe.inputs, recipe.ignored, attention=recipe.attention)
+    return gate_known_regions(_copy(model), recipe.borders, ignored, settings)
 
 
 def _check_model(model: Any) -> None:

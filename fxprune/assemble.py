@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Plan
 from fxprune.analysis.policy import Attention
+from fxprune.borders import split_key
 from fxprune.capture import Captured
 from fxprune.capture.guess import candidate_inputs
 from fxprune.errors import InputError, InternalError
@@ -22,7 +23,7 @@ from fxprune.passes.resize_literals import REWRITTEN
 from fxprune.passes.split_packed import SplitPacked
 from fxprune.settings import Settings
 
-__all__ = ["Ignored", "analyse", "analyse_guessing", "assemble"]
+__all__ = ["Ignored", "analyse", "analyse_guessing", "assemble", "lower"]
 
 Ignored = Callable[[str], str | None]
 """From a parameter's name to the reason why its output width must stay, or None."""
@@ -49,7 +50,7 @@ def analyse(
         If the model does not run on these inputs.
     """
     plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
-    if _lower(captured, plan):
+    if lower(captured, plan):
         plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
     return plan
 
@@ -64,21 +65,40 @@ def _analysis(captured: Captured, unknown: str, attention: Attention) -> Analysi
     )
 
 
-def _lower(captured: Captured, plan: Plan) -> bool:
-    """Rewrite what the analysis handles better in another form; return whether anything was."""
+def lower(captured: Captured, plan: Plan) -> bool:
+    """Rewrite what the analysis handles better in another form; return whether anything was.
+
+    Parameters
+    ----------
+    captured : Captured
+        Its graphs are rewritten; constants that they need now are added to its root, those of a
+        region (see `fxprune.borders.region_key`) to the region.
+    plan : Plan
+    """
     changed = False
     for mode, graph in captured.graphs.items():
         stage = fx.GraphModule(captured.root, graph)
         trace = plan.graphs[mode].trace
-        results = [lower(trace)(stage) for lower in (LowerChannelShuffle, SplitPacked)]
+        results = [rewrite(trace)(stage) for rewrite in (LowerChannelShuffle, SplitPacked)]
         if any(result.changed for result in results):
             changed = True
             captured.graphs[mode] = stage.graph
             known = dict(captured.root.named_buffers())
-            for name, buffer in stage.named_buffers():
-                if name not in known:
-                    captured.root.register_buffer(name, buffer, persistent=False)
+            made = {name: b for name, b in stage._buffers.items() if name not in known}
+            _add_constants(captured.root, split_key(mode)[0], made, stage.graph)
     return changed
+
+
+def _add_constants(
+    root: nn.Module, path: str, made: Mapping[str, Tensor | None], graph: fx.Graph
+) -> None:
+    owner = root.get_submodule(path)
+    for name, buffer in made.items():
+        if name not in owner._buffers:
+            owner.register_buffer(name, buffer, persistent=False)
+    for node in graph.nodes:
+        if path and node.op == "get_attr" and node.target in made:
+            node.target = f"{path}.{node.target}"
 
 
 def analyse_guessing(

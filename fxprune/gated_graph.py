@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune._copies import holder, match, own_tensors, share_tensors
 from fxprune._graphs import graph_from_records, graph_to_records
 from fxprune.analysis.plan import Plan
 from fxprune.gated import GatedModule
@@ -52,7 +53,7 @@ class GatedGraph(GatedModule, fx.GraphModule):
         self._describe(plan, settings)
         self._mode_graphs = dict(graphs)
         self.training = root.training
-        _match(self, root)
+        match(self, root)
         self._use_graph(root.training)
 
     # -- the compact model
@@ -71,7 +72,7 @@ class GatedGraph(GatedModule, fx.GraphModule):
         ``training`` flag. Pickling such a module whole keeps the graph of its current mode only, as
         torch.fx pickles by tracing anew; its state_dict is not affected.
         """
-        root, own = _share_tensors(_holder(self))
+        root, own = share_tensors(holder(self))
         keep = self._keep_vector()
         stages = {}
         sliced: dict[int, Tensor] = {}
@@ -86,9 +87,9 @@ class GatedGraph(GatedModule, fx.GraphModule):
             )(stage)
             stages[mode] = stage
         result = stages["eval"] if len(stages) == 1 else join_modes(stages)
-        _own_tensors(result, own)
+        own_tensors(result, own)
         result.training = self.training
-        _match(result, self)
+        match(result, self)
         notes(result)[RECIPE] = self.settings.recipe(self.keep)
         return result
 
@@ -106,7 +107,7 @@ class GatedGraph(GatedModule, fx.GraphModule):
             self.graph = wanted
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GatedGraph:
-        root = copy.deepcopy(_holder(self), memo)
+        root = copy.deepcopy(holder(self), memo)
         graphs = {mode: copy.deepcopy(graph) for mode, graph in self._mode_graphs.items()}
         made = GatedGraph(root, graphs, self.plan, self.settings)
         memo[id(self)] = made
@@ -114,7 +115,7 @@ class GatedGraph(GatedModule, fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         records = {mode: graph_to_records(graph) for mode, graph in self._mode_graphs.items()}
-        return _rebuild, (_holder(self), records, self.plan, self.settings)
+        return _rebuild, (holder(self), records, self.plan, self.settings)
 
 
 def _rebuild(
@@ -122,53 +123,6 @@ def _rebuild(
 ) -> GatedGraph:
     graphs = {mode: graph_from_records(r) for mode, r in records.items()}
     return GatedGraph(root, graphs, plan, settings)
-
-
-def _holder(module: nn.Module) -> nn.Module:
-    """Return a plain module with the same children, parameters, buffers and mode."""
-    holder = nn.Module()
-    for store in ("_modules", "_parameters", "_buffers"):
-        holder.__dict__[store] = dict(getattr(module, store))
-    holder._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
-    extra = {k: v for k, v in module.__dict__.items() if k.startswith("_tensor_constant")}
-    holder.__dict__.update(extra)
-    holder.training = module.training
-    return holder
-
-
-def _match(module: nn.Module, root: nn.Module) -> None:
-    """Give what a GraphModule made anew on the way the modes and the persistence it has in `root`.
-
-    Constants that tracing found are no state: they do not belong into the state_dict.
-    """
-    sources = dict(root.named_modules())
-    for path, child in module.named_modules():
-        if type(child) is nn.Module:
-            child.training = sources[path].training if path in sources else root.training
-        known = sources[path]._non_persistent_buffers_set if path in sources else set()
-        constants = {name for name in child._buffers if name.startswith("_tensor_constant")}
-        child._non_persistent_buffers_set |= (known & child._buffers.keys()) | constants
-
-
-def _share_tensors(root: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """Return a deep copy of a module that shares its tensors, and these by id.
-
-    Slicing makes most of a copy needless.
-    """
-    shared: dict[int, Any] = {id(t): t for t in (*root.parameters(), *root.buffers())}
-    return copy.deepcopy(root, dict(shared)), shared
-
-
-def _own_tensors(root: nn.Module, shared: Mapping[int, Tensor]) -> None:
-    """Replace tensors that are still shared by copies; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
-    for module in root.modules():
-        for store in (module._parameters, module._buffers):
-            for leaf, tensor in store.items():
-                if tensor is not None and id(tensor) in shared:
-                    if id(tensor) not in made:
-                        made[id(tensor)] = copy.deepcopy(tensor)
-                    store[leaf] = made[id(tensor)]  # type: ignore[assignment]
 
 
 def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:

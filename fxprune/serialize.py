@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fxprune._files import replacing
-from fxprune.api import auto_gate
+from fxprune.api import gate_again
 from fxprune.errors import ConfigError, FxpruneError, LoadError
 from fxprune.notes import RECIPE, notes
 from fxprune.settings import Recipe
@@ -69,10 +69,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         If the file is damaged or foreign, or `model` is of another architecture.
     """
     recipe, state = _read(path)
-    args, kwargs = recipe.inputs
-    inputs: Any = {**kwargs} if kwargs and not args else args
     try:
-        gated = auto_gate(model, inputs, ignore=recipe.ignored, attention=recipe.attention)
+        gated = gate_again(model, recipe)
     except FxpruneError as error:
         raise LoadError(f"{path} does not fit the {type(model).__name__} given: {error}") from error
     sizes = {group.name: group.size for group in gated.groups}

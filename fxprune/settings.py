@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,14 @@ from fxprune.analysis.policy import Attention
 from fxprune.errors import ConfigError
 from fxprune.inputs import Inputs
 
-__all__ = ["FORMAT", "Recipe", "Settings", "check_round_to"]
+__all__ = [
+    "FORMAT",
+    "Recipe",
+    "Settings",
+    "check_round_to",
+    "describe_inputs",
+    "rebuild_inputs",
+]
 
 FORMAT = 2
 """Version of the recipe; a reader refuses newer ones."""
@@ -45,12 +52,16 @@ class Settings:
         What widths are rounded to when a budget chooses them.
     attention : {"head", "head_dim", "both", "off"}
         What of attention is prunable.
+    borders : str
+        JSON of what passes between the regions of a model that is captured in parts; empty for one
+        that is captured whole.
     """
 
     inputs: str
     ignored: tuple[str, ...]
     round_to: int = 1
     attention: Attention = "both"
+    borders: str = ""
 
     @classmethod
     def of(
@@ -59,14 +70,15 @@ class Settings:
         ignored: Sequence[str],
         round_to: int = 1,
         attention: Attention = "both",
+        borders: str = "",
     ) -> Settings:
         """Describe example inputs and ignored names."""
-        args, kwargs = inputs
-        described = {
-            "args": [_describe(a) for a in args],
-            "kwargs": {k: _describe(v) for k, v in kwargs.items()},
-        }
-        return cls(json.dumps(described), tuple(ignored), round_to, attention)
+        described = json.dumps(describe_inputs(inputs))
+        return cls(described, tuple(ignored), round_to, attention, borders)
+
+    def with_inputs(self, inputs: Inputs, borders: str = "") -> Settings:
+        """Return the same settings for other example inputs, and other borders."""
+        return replace(self, inputs=json.dumps(describe_inputs(inputs)), borders=borders)
 
     def recipe(self, keep: Mapping[str, Tensor]) -> str:
         """Return the JSON recipe of a compact model.
@@ -76,15 +88,16 @@ class Settings:
         masks = {
             name: "".join("1" if k else "0" for k in mask.tolist()) for name, mask in keep.items()
         }
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "inputs": json.loads(self.inputs),
-                "ignored": self.ignored,
-                "attention": self.attention,
-                "keep": masks,
-            }
-        )
+        written = {
+            "format": FORMAT,
+            "inputs": json.loads(self.inputs),
+            "ignored": self.ignored,
+            "attention": self.attention,
+            "keep": masks,
+        }
+        if self.borders:
+            written["borders"] = json.loads(self.borders)
+        return json.dumps(written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +111,15 @@ class Recipe:
     ignored : tuple[str, ...]
     attention : {"head", "head_dim", "both", "off"}
     keep : dict of str to bool Tensor
+    borders : str
+        As in `Settings`.
     """
 
     inputs: Inputs
     ignored: tuple[str, ...]
     attention: Attention
     keep: Mapping[str, Tensor]
+    borders: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
@@ -117,21 +133,38 @@ class Recipe:
         data = json.loads(text)
         if data["format"] > FORMAT:
             raise ValueError(f"format {data['format']} is newer than {FORMAT}")
-        args = tuple(_rebuild(a) for a in data["inputs"]["args"])
-        kwargs = {k: _rebuild(v) for k, v in data["inputs"]["kwargs"].items()}
         keep = {
             name: torch.tensor([c == "1" for c in mask], dtype=torch.bool)
             for name, mask in data["keep"].items()
         }
+        inputs = rebuild_inputs(data["inputs"])
         attention = data.get("attention", "both")
-        return cls((args, kwargs), tuple(data["ignored"]), attention, keep)
+        borders = json.dumps(data["borders"]) if "borders" in data else ""
+        return cls(inputs, tuple(data["ignored"]), attention, keep, borders)
+
+
+def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Return example inputs as plain values: structure, shapes and dtypes."""
+    args, kwargs = inputs
+    return {
+        "args": [_describe(a) for a in args],
+        "kwargs": {k: _describe(v) for k, v in kwargs.items()},
+    }
+
+
+def rebuild_inputs(data: Mapping[str, Any]) -> Inputs:
+    """Return inputs of meta tensors from what `describe_inputs` returned."""
+    args = tuple(_rebuild(a) for a in data["args"])
+    return args, {k: _rebuild(v) for k, v in data["kwargs"].items()}
 
 
 def _describe(value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return {"list": [_describe(v) for v in value]}
+    if isinstance(value, tuple):
+        return {"tuple": [_describe(v) for v in value]}
     if isinstance(value, dict):
         return {"dict": {str(k): _describe(v) for k, v in value.items()}}
     if isinstance(value, (bool, int, float, str)) or value is None:
@@ -143,7 +176,9 @@ def _rebuild(data: Any) -> Any:
     if "shape" in data:
         return torch.empty(data["shape"], dtype=getattr(torch, data["dtype"]), device="meta")
     if "list" in data:
-        return tuple(_rebuild(v) for v in data["list"])
+        return [_rebuild(v) for v in data["list"]]
+    if "tuple" in data:
+        return tuple(_rebuild(v) for v in data["tuple"])
     if "dict" in data:
         return {k: _rebuild(v) for k, v in data["dict"].items()}
     return data["value"]

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.plan import GateSite, Plan, StatisticGate, WeightGate
+from fxprune.borders import split_key
 from fxprune.errors import InternalError, PreconditionError
 from fxprune.gated_leaves import WeightMask, gated_leaf
 from fxprune.gates import Gate, GateVector, StatisticMask
@@ -188,8 +189,10 @@ class _Insertion:
         return Edit(InsertGates.name, site.node, type(plain).__name__, "gated columns", why)
 
     def _target(self, name: str) -> str:
-        """Return the path of a gate; the graphs of two modes share one gate vector but no gates."""
-        return f"{GATES}.{name}" if self.mode == "eval" else f"{GATES}.{name}_{self.mode}"
+        """Return the path of a gate; all graphs share one gate vector but no gates."""
+        path, mode = split_key(self.mode)
+        owner = f"{GATES}.regions.{path}" if path else GATES
+        return f"{owner}.{name}" if mode == "eval" else f"{owner}.{name}_{mode}"
 
     def _joint(self, site: StatisticGate) -> torch.Tensor:
         """Return the units of several axes at once: a position needs those of all its axes."""

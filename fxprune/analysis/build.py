@@ -24,7 +24,7 @@ from fxprune.analysis.plan import (
 )
 from fxprune.analysis.policy import Attention, apply_policy
 from fxprune.analysis.probe import unfit_nodes
-from fxprune.analysis.tracker import Tracker
+from fxprune.analysis.tracker import MacsTerm, Tracker
 from fxprune.rules import Registry, registry
 
 __all__ = ["Analysis", "named_tensors"]
@@ -82,24 +82,10 @@ class Analysis:
         InputError
             If a graph does not run on these inputs.
         """
-        traces = {
-            mode: interpret(self.root, graph, self._tracker, args, kwargs, self._names)
-            for mode, graph in self.graphs.items()
-        }
+        traces = self._walk(args, kwargs)
         if any(self._redirect(mode, trace) for mode, trace in traces.items()):
-            again = type(self)(
-                self.root,
-                self.graphs,
-                self._tracker.rules,
-                self._tracker.unknown,
-                self._rewritten,
-                self._attention,
-            )
-            return again.run(args, kwargs, ignored)
-        for trace in traces.values():
-            for ids in trace.outputs:
-                for axis in ids:
-                    self.space.freeze(axis, "it is an output of the model")
+            return self._anew().run(args, kwargs, ignored)
+        self._freeze_outputs(traces)
         self._freeze_ignored(ignored)
         for mode, trace in traces.items():
             self._freeze_ungatable(self.graphs[mode], trace)
@@ -109,7 +95,30 @@ class Analysis:
             grouping = group_units(self.space, self._unused())
         return self._plan(traces, grouping)
 
+    def _anew(self) -> Analysis:
+        """Return an analysis of the same graphs that has seen nothing yet."""
+        return type(self)(
+            self.root,
+            self.graphs,
+            self._tracker.rules,
+            self._tracker.unknown,
+            self._rewritten,
+            self._attention,
+        )
+
     # -- before resolving
+    def _walk(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, GraphTrace]:
+        return {
+            mode: interpret(self.root, graph, self._tracker, args, kwargs, self._names)
+            for mode, graph in self.graphs.items()
+        }
+
+    def _freeze_outputs(self, traces: Mapping[str, GraphTrace]) -> None:
+        for trace in traces.values():
+            for ids in trace.outputs:
+                for axis in ids:
+                    self.space.freeze(axis, "it is an output of the model")
+
     def _redirect(self, mode: str, trace: GraphTrace) -> bool:
         """Let readers of a value that was changed in place read what the writer returned.
 
@@ -169,12 +178,15 @@ class Analysis:
     def _freeze_unfit(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> bool:
         """Freeze the channels of nodes with a size that nobody rewrites; return whether any was."""
         found = False
-        trusted = self._rewritten or frozenset()
+        probed: dict[str, frozenset[Any]] = {}
         for mode, trace in traces.items():
             graph = self.graphs[mode]
             nodes = {node.name: node for node in graph.nodes}
+            path = mode.rpartition(":")[0]
+            trusted = probed.get(path, self._rewritten or frozenset())
             unfit = unfit_nodes(self.root, graph, trace, grouping, trusted)
-            trusted |= {(node.name, node.target) for node in graph.nodes}  # the modes share most
+            mine = {(node.name, node.target) for node in graph.nodes}
+            probed[path] = trusted | mine  # the modes of one model or region share most
             for name, where in unfit:
                 found = True
                 reason = f"{where} has a size written in it that fxprune does not rewrite"
@@ -195,15 +207,14 @@ class Analysis:
     # -- after resolving
     def _plan(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> Plan:
         table = _RunTable(grouping)
-        main = traces["eval"]
-        macs = table.terms([(factor, runs) for factor, runs in main.terms])
+        macs = table.terms(self._terms(traces))
         shapes = {name: tuple(p.shape) for name, p in self.root.named_parameters()}
-        seen = self._tracker.seen()
+        stays = self._stays()
         params = table.terms(
             [
                 _parameter_term(name, shape, grouping.axes)
                 for name, shape in shapes.items()
-                if name in seen
+                if name in stays
             ]
         )
         shapes.update({name: tuple(b.shape) for name, b in self.root.named_buffers()})
@@ -228,6 +239,14 @@ class Analysis:
             ties=tuple(self.space.ties),
             readers=self._readers(),
         )
+
+    def _terms(self, traces: Mapping[str, GraphTrace]) -> Sequence[MacsTerm]:
+        """Return the multiply-accumulates of one forward in evaluation mode."""
+        return traces["eval"].terms
+
+    def _stays(self) -> set[str]:
+        """Return the names of the parameters that are in the compact model."""
+        return self._tracker.seen()
 
     def _readers(self) -> frozenset[tuple[str, int]]:
         inputs = self.space.input_mask()

@@ -13,7 +13,9 @@ from fxprune.analysis.op import KERNEL
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, GroupKind, Member
 from fxprune.analysis.policy import kinds_of
 
-__all__ = ["Grouping", "group_units"]
+__all__ = ["UNUSED", "Grouping", "group_units"]
+
+UNUSED = "the captured graph does not use this parameter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +191,8 @@ def _frozen(stored: Sequence[tuple[Owner, Ids]], resolution: Resolution) -> list
 
 
 def _untouched(unused: Sequence[tuple[str, tuple[int, ...]]]) -> list[FrozenAxis]:
-    reason = "the captured graph does not use this parameter"
     return [
-        FrozenAxis(Member(name, dim), reason, width, width)
+        FrozenAxis(Member(name, dim), UNUSED, width, width)
         for name, shape in unused
         for dim, width in enumerate(shape)
         if width > 1

@@ -127,6 +127,7 @@ def interpret(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     names: Mapping[int, tuple[str, str]],
+    carried: Sequence[TensorIds | None] = (),
 ) -> GraphTrace:
     """Run a graph on meta tensors under `tracker`.
 
@@ -141,13 +142,16 @@ def interpret(
         Example inputs; only their shapes and dtypes matter.
     names : mapping
         ``id(tensor)`` of every parameter and buffer to (fully qualified name, kind).
+    carried : sequence of (TensorIds or None), optional
+        For each tensor among the inputs, in order: the ids it carries, if it comes from another
+        graph.
 
     Raises
     ------
     InputError
         If the graph does not run on inputs of these shapes; names the node and the shapes it saw.
     """
-    return _Walk(root, graph, tracker, names).run(args, kwargs)
+    return _Walk(root, graph, tracker, names).run(args, kwargs, carried)
 
 
 class _Walk:
@@ -169,10 +173,18 @@ class _Walk:
         self.trace.sizes = self.sizes.widths
         self.trace.whole_sizes = self.sizes.wholes
 
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GraphTrace:
+    def run(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        carried: Sequence[TensorIds | None],
+    ) -> GraphTrace:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
-        values = _bind(placeholders, self._meta(tuple(args)), self._meta(dict(kwargs)))
+        given = self._meta(tuple(args)), self._meta(dict(kwargs))
+        values = _bind(placeholders, *given)
         tracker, trace = self.tracker, self.trace
+        for tensor, ids in zip(flat_tensors(given), carried, strict=False):
+            tracker.carry(tensor, ids)
         tracker.contractions, tracker.statistics = trace.contractions, trace.statistics
         tracker.terms, tracker.lookups = trace.terms, trace.lookups
         tracker.weights = trace.weights

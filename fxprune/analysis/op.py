@@ -63,6 +63,7 @@ class Recorder(Protocol):
     """What `Op` needs of the analysis that runs it."""
 
     space: IdSpace
+    border: str
 
     def record(self, tensor: Tensor) -> TensorRecord: ...
     def add_contraction(self, record: TensorRecord, dim: int) -> None: ...
@@ -171,7 +172,7 @@ class Op:
             if self.static(tensor) and not self.static(other):
                 self.space.mark_input(ids)
         if self._recorder.record(a).from_input:
-            reason = "it reads an input of the model"
+            reason = f"it reads {self._recorder.border}"
         self.unify(ia, ib, a.shape[a_dim], reason)
         gated, dim = (b, b_dim) if self.static(a) and not self.static(b) else (a, a_dim)
         self.contract(gated, [dim])

@@ -62,6 +62,8 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
     held : dict[int, str]
         ``id(tensor)`` to the name of the parameters of the current node's module, where their
         columns can be gated.
+    border : str
+        What the graph reads where it reads its inputs, for reasons.
     contractions, weights, statistics, terms
         What was recorded, see the type aliases of this module.
     """
@@ -71,6 +73,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         self.space = space
         self.node = ""
         self.where = ""
+        self.border = "an input of the model"
         self.inputs: dict[int, list[str]] = {}
         self.opaque = False
         self.mutated: list[Tensor] = []
@@ -143,9 +146,15 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             self.record(tensor).root = tensor
 
     def mark_inputs(self, value: Any) -> None:
-        """Mark tensors as inputs of the model."""
+        """Mark tensors as inputs of the model, except those that carry ids from another graph."""
         for tensor in flat_tensors(value):
-            self.record(tensor).from_input = True
+            record = self.record(tensor)
+            record.from_input = all(axis is None for axis in record.ids)
+
+    def carry(self, tensor: Tensor, ids: TensorIds | None) -> None:
+        """Give a tensor the ids that it carries from another graph."""
+        if ids is not None:
+            self._records[id(tensor)] = TensorRecord(tensor, ids, tensor)
 
     # -- what rules record
     def add_contraction(self, record: TensorRecord, dim: int) -> None:

@@ -20,7 +20,7 @@ from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules, split_modes
 
-__all__ = ["Captured", "capture"]
+__all__ = ["Captured", "capture", "trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ def _exported(model: nn.Module, inputs: Inputs | None) -> Captured:
             return Captured(model, export_modes(model, ((guess,), {})), ((guess,), {}))
         except CaptureError as error:
             failures.append(error)
+            if "DataDependent" in error.what:
+                break  # no other shape helps
     raise failures[0]
 
 
@@ -99,6 +101,28 @@ def capture(model: nn.Module, inputs: Inputs | None = None) -> Captured:
     if len(failures) == 1:
         raise failures[0]
     raise _joined(model, failures) from failures[-1]
+
+
+def trace(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
+    """Capture a part of a model: take its graph if it is one, or trace it symbolically.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A private copy.
+    given : int or None
+        Number of positional arguments it is called with; None when that is not known.
+    names : frozenset of str
+        Names of the keyword arguments it is called with.
+
+    Raises
+    ------
+    CaptureError
+        If it cannot be traced.
+    """
+    if isinstance(model, fx.GraphModule):
+        return _given(model, None)
+    return Captured(model, trace_modes(model, given, names))
 
 
 def _joined(model: nn.Module, failures: list[CaptureError]) -> CaptureError:
