@@ -52,17 +52,23 @@ def gate_regions(
     Raises
     ------
     FxpruneError
-        `whole`, if no part can be captured either.
+        `whole`, if no part can be captured either, or nothing in the parts is prunable, or the
+        model fails to run just as it failed to be captured.
     InputError
         If the model does not run on the inputs, or on any that were guessed.
     """
     regions = find_regions(model)
     if not regions.graphs:
         raise whole
-    if inputs is None:
-        inputs, borders = _settle_guessing(regions)
-    else:
-        borders = regions.settle(_with_values(inputs))
+    try:
+        if inputs is None:
+            inputs, borders = _settle_guessing(regions)
+        else:
+            borders = regions.settle(_with_values(inputs))
+    except InputError as error:
+        if repr(error.__cause__) == repr(whole.__cause__):
+            raise whole from error
+        raise
     while True:
         if not regions.graphs:
             raise whole
@@ -72,6 +78,8 @@ def gate_regions(
             regions.give_up(misfit.path)
             borders = regions.settle(_with_values(inputs))
         else:
+            if not plan.groups:
+                raise whole
             return _assemble(regions, plan, settings.with_inputs(inputs, borders.to_json()))
 
 
