@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ __all__ = [
     "is_pointwise",
     "is_view",
     "no_attention_fastpath",
+    "quiet_export",
     "storage_key",
     "op_name",
 ]
@@ -75,6 +78,20 @@ def is_pointwise(name: str) -> bool:
 def is_view(func: Any) -> bool:
     """Return whether the operator's result is a view of an argument."""
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep torch.export from printing pages about a model it cannot follow; its error tells why."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    pages = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(pages), contextlib.redirect_stderr(pages):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 @contextlib.contextmanager

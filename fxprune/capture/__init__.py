@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxprune.capture.exported import export_modes
+from fxprune.capture.exported import depends_on_data, export_modes
 from fxprune.capture.guess import likely_inputs
 from fxprune.capture.symbolic import trace_modes
 from fxprune.errors import CaptureError
@@ -69,7 +69,7 @@ def _exported(model: nn.Module, inputs: Inputs | None) -> Captured:
             return Captured(model, export_modes(model, ((guess,), {})), ((guess,), {}))
         except CaptureError as error:
             failures.append(error)
-            if "DataDependent" in error.what:
+            if depends_on_data(error):
                 break  # no other shape helps
     raise failures[0]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-from fxprune._compat import no_attention_fastpath
+from fxprune._compat import no_attention_fastpath, quiet_export
 from fxprune.capture.symbolic import failure
 from fxprune.capture.transcribe import Interface, is_lookup, transcribe
 from fxprune.capture.trees import Container, describe, fill
@@ -26,7 +26,7 @@ from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs, batch_size
 from fxprune.modes import in_mode
 
-__all__ = ["export_modes"]
+__all__ = ["depends_on_data", "export_modes"]
 
 _PREFIX = "model."
 _BATCH = 3
@@ -87,6 +87,11 @@ def export_modes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     return graphs
 
 
+def depends_on_data(error: CaptureError) -> bool:
+    """Return whether an export failed because of the data: no other shape helps then."""
+    return "DataDependent" in error.what
+
+
 def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
     leaves: list[Tensor] = []
     tree = describe(inputs, lambda v: isinstance(v, Tensor), leaves)
@@ -97,7 +102,7 @@ def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tensors = tuple(_example(t, device, many) for t, many in zip(leaves, batched, strict=True))
     named = _named(model, tree)
-    with in_mode(model, training), no_attention_fastpath():
+    with in_mode(model, training), no_attention_fastpath(), quiet_export():
         for rest in (Dim.AUTO, Dim.STATIC):
             dims = [
                 {d: Dim.DYNAMIC if many and d == 0 else rest for d in range(t.dim())}
@@ -109,6 +114,8 @@ def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
                 )
             except Exception as error:  # noqa: BLE001  # a user's forward may raise anything
                 last = failure(model, error, "torch.export")
+                if depends_on_data(last):
+                    break
                 continue
             try:
                 return transcribe(program, model, Interface(named, outputs[-1]), _PREFIX)
