@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from fxprune.analysis.ids import Ids
 from fxprune.analysis.interpret import NodeIds
 from fxprune.analysis.plan import Plan
 
-__all__ = ["PrunedView", "get_arg", "set_arg"]
+__all__ = ["PrunedView", "get_arg", "set_arg", "unpack"]
 
 
 class PrunedView:
@@ -61,3 +62,9 @@ def set_arg(node: Node, index: int, name: str, value: Any) -> None:
 def get_arg(node: Node, index: int, name: str, default: Any = None) -> Any:
     """Return an argument given by position or by name."""
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def unpack(node: Node, size: Node, count: int) -> list[Any]:
+    """Return nodes for the first entries of a shape that is computed as a whole."""
+    with node.graph.inserting_before(node):
+        return [node.graph.call_function(operator.getitem, (size, i)) for i in range(count)]

@@ -24,7 +24,8 @@ from torch.fx import GraphModule, Node
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.plan import Plan
 from fxprune.errors import InternalError
-from fxprune.passes._pruned_view import PrunedView, get_arg, set_arg
+from fxprune.passes._norm_sizes import NORM_RULES
+from fxprune.passes._pruned_view import PrunedView, get_arg, set_arg, unpack
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["REWRITTEN", "ResizeLiterals"]
@@ -135,7 +136,7 @@ def _sizes(node: Node, view: PrunedView) -> None:
     if not keyword and whole and not isinstance(node.args[1], int):
         given, rest = node.args[1], node.args[2:]
         if isinstance(given, Node) and len(shape) > 1:
-            given = _unpack(node, given, len(shape))
+            given = unpack(node, given, len(shape))
     entries: Sizes = [given] if isinstance(given, (Node, int)) else list(given)  # type: ignore[arg-type]
     for d, axis in enumerate(ids):
         if view.cut(axis) and entries[d] != -1:
@@ -175,11 +176,6 @@ def _fitted(node: Node, entry: Any, kept: int, full: int, view: PrunedView) -> A
         fitted = node.graph.call_function(operator.floordiv, (scaled, full))
     fitted.meta[_FITTED] = True
     return fitted
-
-
-def _unpack(node: Node, size: Node, count: int) -> Sizes:
-    with node.graph.inserting_before(node):
-        return [node.graph.call_function(operator.getitem, (size, i)) for i in range(count)]
 
 
 def _unflatten(node: Node, view: PrunedView) -> None:
@@ -316,32 +312,6 @@ def _pad(node: Node, view: PrunedView) -> None:
     set_arg(node, 1, "pad", tuple(widths))
 
 
-def _layer_norm(node: Node, view: PrunedView) -> None:
-    values = view.values(node)
-    if len(values) != 1:
-        return
-    shape, ids = values[0]
-    given = get_arg(node, 1, "normalized_shape")
-    count = len(view.old(node, 1, "normalized_shape"))
-    if not any(view.cut(axis) for axis in ids[-count:]):
-        return
-    entries = _unpack(node, given, count) if isinstance(given, Node) else list(given)
-    for place in range(-count, 0):
-        if view.cut(ids[place]):
-            entries[place] = view.count(ids[place], shape[place])
-    set_arg(node, 1, "normalized_shape", tuple(entries))
-
-
-def _group_norm(node: Node, view: PrunedView) -> None:
-    """Leave as many groups as have a channel that is kept."""
-    source = view.values(get_arg(node, 0, "input"))
-    axis = source[0][1][1] if len(source) == 1 else None
-    if axis is not None and view.cut(axis):
-        kept = view.plan.kept(axis, view.keep)
-        groups = kept.reshape(view.old(node, 1, "num_groups"), -1)
-        set_arg(node, 1, "num_groups", int(groups.any(axis=1).sum()))
-
-
 def _groups(node: Node, view: PrunedView) -> None:
     """Give a functional convolution as many groups as its kept input channels fill."""
     groups = get_arg(node, 6, "groups", 1)
@@ -394,14 +364,9 @@ _RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
     ("call_method", "narrow"): _narrow,
     ("call_function", torch.narrow): _narrow,
     ("call_function", F.pad): _pad,
-    ("call_function", F.layer_norm): _layer_norm,
-    ("call_function", torch.layer_norm): _layer_norm,
+    **NORM_RULES,
     ("call_function", F.scaled_dot_product_attention): _attention,
     ("call_function", torch.ops.aten.scaled_dot_product_attention.default): _attention,
-    ("call_function", F.rms_norm): _layer_norm,
-    ("call_function", torch.rms_norm): _layer_norm,
-    ("call_function", F.group_norm): _group_norm,
-    ("call_function", torch.group_norm): _group_norm,
     ("call_function", F.conv1d): _groups,
     ("call_function", F.conv2d): _groups,
     ("call_function", F.conv3d): _groups,

@@ -97,7 +97,7 @@ NORMS = [
     module(lambda: nn.InstanceNorm2d(8, track_running_stats=True), "", training=True),
     frozen(
         "native_batch_norm",
-        "statistics over it in training",
+        "statistics over it when it trains",
         lambda net, y: net.op(y.transpose(1, 2)).transpose(1, 2),
         extra=lambda: {"op": nn.BatchNorm2d(6)},
     ),

@@ -35,13 +35,12 @@ def batch_norm(op: Op) -> None:
     """Per-channel normalisation over axis 1."""
     x = op.args[0]
     ids = op.ids(x)
-    op.freeze((ids[0], *ids[2:]), f"{op.where} takes statistics over it when it trains")
     channel = ids[1]
     for tensor in op.tensors()[1:]:
         if tensor.dim() == 1:
             channel = op.unify(channel, op.ids(tensor)[0], x.shape[1])
     others = [d for d in range(x.dim()) if d != 1]
-    op.statistic(x, others, f"{op.where} takes statistics over it in training")
+    op.statistic(x, others, f"{op.where} takes statistics over it when it trains")
     results = flat_tensors(op.out)
     op.set((ids[0], channel, *ids[2:]), results[0])
     for other in results[1:]:
