@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from fxprune._compat import no_attention_fastpath, quiet_export
+from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.capture.symbolic import failure
 from fxprune.capture.transcribe import Interface, is_lookup, transcribe
 from fxprune.capture.trees import Container, describe, fill
@@ -79,11 +80,14 @@ def export_modes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     """
     graphs = {"eval": _export(model, inputs, training=False)}
     try:
-        train = _export(model, inputs, training=True)
+        graphs["train"] = _export(model, inputs, training=True)
     except CaptureError as error:
-        train = _refusing(graphs["eval"], error)
-    if _fingerprint(train) != _fingerprint(graphs["eval"]):
-        graphs["train"] = train
+        graphs["train"] = _refusing(graphs["eval"], error)
+    else:
+        use_plain_modules(model, graphs)
+        _drop_counters(graphs["train"])
+    if _fingerprint(graphs["train"]) == _fingerprint(graphs["eval"]):
+        del graphs["train"]
     return graphs
 
 
@@ -157,6 +161,19 @@ def _refusing(graph: fx.Graph, error: CaptureError) -> fx.Graph:
     with refusing.inserting_before(first):
         refusing.call_function(torch._assert, (False, message))
     return refusing
+
+
+def _drop_counters(graph: fx.Graph) -> None:
+    """Erase what counts the batches of a norm that is called as a module now: it counts itself."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    for node in list(graph.nodes):
+        counted = node.args[0] if node.target == "add_" else None
+        if isinstance(counted, fx.Node) and counted.op == "get_attr":
+            path, _, name = str(counted.target).rpartition(".")
+            if name == "num_batches_tracked" and path in called and not node.users:
+                graph.erase_node(node)
+                if not counted.users:
+                    graph.erase_node(counted)
 
 
 def _fingerprint(graph: fx.Graph) -> list[str]:
