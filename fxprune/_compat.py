@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -31,6 +33,10 @@ __all__ = [
     "quiet_export",
     "storage_key",
     "op_name",
+    "operator_by_name",
+    "operator_name",
+    "program_arguments",
+    "program_trees",
 ]
 
 DispatchMode = TorchDispatchMode
@@ -147,3 +153,28 @@ def grad_mode_region(target: Any) -> GradRegion | None:
     if arguments is None:
         raise ValueError(f"{name} is control flow on values")
     return GradRegion(arguments)
+
+
+def program_trees(program: ExportedProgram, leaf: Callable[[int], Any]) -> tuple[Any, Any]:
+    """Return ``(args, kwargs)`` and the output of an exported program, with numbered leaves."""
+    specs = program.call_spec.in_spec, program.call_spec.out_spec
+    taken, returned = (
+        pytree.tree_unflatten([leaf(i) for i in range(spec.num_leaves)], spec) for spec in specs
+    )
+    return taken, returned
+
+
+def program_arguments(program: ExportedProgram) -> list[str]:
+    """Return the names of the arguments that an exported program takes, if it knows them."""
+    signature = program.module_call_graph[0].signature
+    return list(signature.forward_arg_names or ()) if signature is not None else []
+
+
+def operator_by_name(name: str) -> Any:
+    """Return the operator called ``aten.view`` or, for one overload, ``aten.view.default``."""
+    return functools.reduce(getattr, name.split("."), torch.ops)
+
+
+def operator_name(target: Any) -> str | None:
+    """Return the name by which `operator_by_name` finds an operator; None for anything else."""
+    return str(target) if isinstance(target, (OpOverload, OpOverloadPacket)) else None

@@ -13,6 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxprune._compat import operator_by_name, operator_name
+
 __all__ = ["Record", "fetch", "graph_from_records", "graph_to_records", "returned_values"]
 
 
@@ -60,7 +62,17 @@ class _Functional:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """Stands for an operator of torch.ops, which cannot be pickled."""
+
+    name: str
+
+
 def _pack(target: Any) -> Any:
+    operator = operator_name(target)
+    if operator is not None:
+        return _Operator(operator)
     if "<locals>" in getattr(target, "__qualname__", ""):
         found = [name for name, value in vars(F).items() if value is target]
         return _Functional(found[0]) if found else target
@@ -68,6 +80,8 @@ def _pack(target: Any) -> Any:
 
 
 def _unpack(target: Any) -> Any:
+    if isinstance(target, _Operator):
+        return operator_by_name(target.name)
     return getattr(F, target.name) if isinstance(target, _Functional) else target
 
 

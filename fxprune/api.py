@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from fxprune.analysis.policy import Attention, check_attention
 from fxprune.assemble import Ignored, analyse, analyse_guessing, assemble
 from fxprune.assemble_regions import gate_known_regions, gate_regions
 from fxprune.capture import capture
+from fxprune.capture.program import module_of
 from fxprune.errors import CaptureError, ConfigError, UnsupportedOpError
 from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
@@ -24,7 +26,7 @@ Ignore = str | re.Pattern[str] | type[nn.Module] | nn.Module
 
 
 def auto_gate(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: ExampleInputs | None = None,
     *,
     ignore: Sequence[Ignore] | Ignore = (),
@@ -36,10 +38,12 @@ def auto_gate(
 
     Parameters
     ----------
-    model : nn.Module or torch.fx.GraphModule
-        Never changed; one deep copy is made.
+    model : nn.Module, torch.fx.GraphModule or torch.export.ExportedProgram
+        Never changed; one deep copy is made. An exported program stays in the mode it was exported
+        in, and brings its own example inputs.
     example_inputs : Tensor, tuple of Tensor or dict of keyword arguments, optional
-        Only shapes and dtypes matter. Guessed from the first layer when left out. Costs are those
+        Only shapes and dtypes matter. Guessed from the first layer when left out. Sizes that
+        torch.export found to be fixed are those of the example. Costs are those
         of one forward at this shape.
     ignore : sequence of str, re.Pattern, module type or module
         What must keep its own output width: names of modules or parameters, patterns searched in
@@ -67,7 +71,8 @@ def auto_gate(
         If `model` is not a module, is on the meta device, an entry of `ignore` matches nothing,
         or an option has a value it cannot have.
     CaptureError
-        If the model cannot be captured as a graph; names the line of its forward.
+        If the model cannot be captured as a graph, neither by symbolic tracing nor by
+        torch.export; names the line of its forward and what each said.
     InputError
         If it does not run on the example inputs, or none could be guessed.
     UnsupportedOpError
@@ -83,6 +88,10 @@ def auto_gate(
     >>> [str(group) for group in gated.groups]
     ['0 (8 channel units, 3 axes)']
     """
+    inputs = None if example_inputs is None else normalize_inputs(example_inputs)
+    if isinstance(model, ExportedProgram):
+        inputs = inputs or model.example_inputs
+        model = module_of(model)
     _check_model(model)
     check_round_to(round_to)
     if unknown not in ("freeze", "error"):
@@ -91,7 +100,6 @@ def auto_gate(
         )
     check_attention(attention)
     ignored = _ignored(model, ignore)
-    inputs = None if example_inputs is None else normalize_inputs(example_inputs)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
     settings = Settings.of(
         inputs or ((), {}), [n for n in names if ignored(n)], round_to, attention

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gate_checks import assert_close, no_dropout, random_keep, run
+from gate_checks import assert_close, assert_equal_to_compact, no_dropout, random_keep, run
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.errors import CaptureError
 from fxprune.gated import GatedModule
 from fxprune.inputs import flatten_outputs
 
@@ -211,3 +212,93 @@ def test_a_mode_that_cannot_be_captured_refuses_to_run() -> None:
         gated.train()(x)
     with pytest.raises(AssertionError, match="in training mode"):
         gated.compact()(x)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_an_exported_program_is_accepted(decomposed: bool) -> None:
+    model = Padded().double().eval()
+    x = inputs()
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+    )
+    if decomposed:
+        program = program.run_decompositions()
+    gated = fxprune.auto_gate(program)
+    assert gated.groups
+    assert set(gated.state_dict()) - {"fxprune_gates.value"} <= set(model.state_dict())
+    assert_close(run(gated, x), run(model, x))
+    gated.set_keep(random_keep(gated, 0.5))
+    compact = assert_equal_to_compact(gated, x)
+    assert_close(run(compact, x[:1]), run(gated, x[:1]))
+    assert_close(run(pickle.loads(pickle.dumps(gated)), x), run(gated, x))
+
+
+def test_an_exported_program_with_nested_inputs() -> None:
+    model = Nested().double().eval()
+    x = {"a": inputs(), "b": (inputs(), 1)}
+    gated = fxprune.auto_gate(torch.export.export(model, (x,), {"scale": inputs(2, 1, 1, 1)}))
+    other = {"a": inputs(), "b": (inputs(), 1)}
+    scale = inputs(2, 1, 1, 1)
+    assert_close(
+        run(lambda v: gated(v, scale=scale), other), run(lambda v: model(v, scale=scale), other)
+    )
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = conv(3, 8), conv(8, 4)
+
+    def forward(self, x: dict[str, Any], scale: Tensor) -> dict[str, Any]:
+        y = self.out(F.relu(self.a(x["a"] + x["b"][0])))
+        return {"y": y * scale, "more": [y.mean((2, 3))]}
+
+
+@torch.library.custom_op("fxprune_test::reversed", mutates_args=())
+def reversed_channels(x: Tensor) -> Tensor:
+    return x.flip(1).clone()
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 8), conv(8, 6), conv(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(torch.ops.fxprune_test.reversed(self.a(x))))
+
+
+def test_an_unknown_custom_operator_freezes_its_channels_by_name() -> None:
+    model = Custom().double().eval()
+    gated = gated_of(model, inputs())
+    reasons = [f.reason for f in gated.frozen if f.member.fqn == "a.weight" and f.member.dim == 0]
+    assert len(reasons) == 1
+    assert "fxprune_test" in reasons[0]
+    assert [g.name for g in gated.groups] == ["b"]
+    x = inputs()
+    assert_close(run(gated, x), run(model, x))
+    gated.set_keep(random_keep(gated, 0.5))
+    assert_equal_to_compact(gated, x)
+    assert_close(run(pickle.loads(pickle.dumps(gated)), x), run(gated, x))
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0.5:
+            x = x * 2
+        return self.a(x)
+
+
+def test_control_flow_on_values_gives_one_error_that_tells_what_was_tried() -> None:
+    message = (
+        r"DataDependent cannot be captured[\s\S]*test_export_capture.py:\d+ in forward: if x.mean"
+    )
+    with pytest.raises(CaptureError, match=message) as caught:
+        gated_of(DataDependent(), inputs())
+    assert "symbolic tracing: " in caught.value.seen
+    assert "torch.export: " in caught.value.seen
+    assert "torch.where" in caught.value.hint

@@ -426,6 +426,8 @@ def is_torch(root: nn.Module, node: fx.Node) -> bool:
     """Return whether the code a node runs is torch's own, which takes its sizes from its inputs."""
     if node.op == "call_function":
         module = getattr(node.target, "__module__", "") or ""
+        if module.startswith("torch._ops."):  # a library may add operators of its own
+            return module.rpartition(".")[2] in ("aten", "prims")
         return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "")
     if node.op == "call_module":
         return is_plain(fetch(root, str(node.target)))

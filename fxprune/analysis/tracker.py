@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxprune._compat import DispatchMode, is_mutable, is_pointwise, is_view, op_name
 from fxprune.analysis.axes import TensorIds, none_ids
+from fxprune.analysis.foreign import run_operator
 from fxprune.analysis.ids import Ids, IdSpace, Owner
 from fxprune.analysis.op import Op, TensorRecord, flat_tensors
 from fxprune.errors import FxpruneError, InternalError, UnsupportedOpError
@@ -241,7 +242,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         consts = self._constant_inputs(func, tensors)
         if name == "aten::_local_scalar_dense" and consts:
             return consts[id(tensors[0])].item()
-        out = func(*args, **kwargs)
+        out = run_operator(func, args, kwargs)
         results = flat_tensors(out)
         if any(t.device != _META for t in results):
             out = self._twins(out)

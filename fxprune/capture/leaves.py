@@ -57,7 +57,8 @@ def _is_leaf(root: nn.Module, path: str) -> bool:
         module = root.get_submodule(path)
     except AttributeError:
         return False
-    if not type(module).__module__.startswith("torch.nn.modules."):
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    if not own or type(module) is nn.Module:
         return False
     if module.training != root.training:  # its mode is fixed by the model: what it did stays
         return False
