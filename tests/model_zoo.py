@@ -26,6 +26,7 @@ __all__ = [
     "half_masks",
     "names",
     "prunable_share",
+    "randomise",
 ]
 
 Shape = tuple[int, ...]
@@ -227,11 +228,16 @@ def build(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> nn.M
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = torchvision.models.get_model(name, weights=None, **options).to(dtype)
-        with torch.no_grad():
-            for module in model.modules():
-                _draw(module)
-            _calibrate(model, torch.randn(entry.input_shape(training=True), dtype=dtype))
+        randomise(model, torch.randn(entry.input_shape(training=True), dtype=dtype))
     return model.eval()
+
+
+def randomise(model: nn.Module, x: Tensor) -> None:
+    """Draw every parameter and running statistic of a model that takes `x` anew, see `build`."""
+    with torch.no_grad():
+        for module in model.modules():
+            _draw(module)
+        _calibrate(model, x)
 
 
 # init_weights=False: drawn anew here, and leaving it out makes torchvision warn.
