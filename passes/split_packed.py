@@ -333,7 +333,7 @@ def _replace(gm: GraphModule, found: _Packed, shape: tuple[int, ...]) -> None:
 def _reordered(gm: GraphModule, found: _Packed, before: int, after: int) -> Node:
     """Put the channels of each part side by side."""
     box = torch.arange(before * sum(found.sizes) * after).view(before, -1, after)
-    order = torch.cat([part.flatten() for part in box.split(list(found.sizes), dim=1)])
+    order = torch.cat([part.flatten() for part in box.split(list(found.sizes), dim=1)])  # type: ignore[no-untyped-call]
     name = f"packed_{found.reshape.name}"
     gm.register_buffer(name, order, persistent=False)
     numbers = gm.graph.create_node("get_attr", name)
