@@ -258,6 +258,7 @@ def node_of(call_it: Callable[[fx.Proxy], Any]) -> fx.Node:
         (lambda x: x.max(1)[1], False),
         (lambda x: x.max(1).indices, False),
         (lambda x: x.max(dim=1), False),
+        (lambda x: torch.max(x, x).relu(), False),
         (lambda x: torch.mean(x, 1, out=x), False),
         (lambda x: F.batch_norm(x, None, None, training=True), True),
         (lambda x: F.batch_norm(x, x, x, training=True), False),

@@ -169,10 +169,8 @@ def _only_values_read(node: fx.Node) -> bool:
     """Return whether no reader asks where the maximum is: a channel's number would change."""
     if len(node.args) < 2 and not {"dim", "axis"} & node.kwargs.keys():
         return True
-    values = ((operator.getitem, 0), (getattr, "values"))
-    return all(
-        user.op == "call_function" and (user.target, user.args[1]) in values for user in node.users
-    )
+    values = ((operator.getitem, (0,)), (getattr, ("values",)))
+    return all((user.target, user.args[1:]) in values for user in node.users)
 
 
 @twin("max", torch.max, _ATEN.max.default, _ATEN.max.dim, fits=_only_values_read)
