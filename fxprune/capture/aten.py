@@ -79,6 +79,8 @@ def _by_name(
     target: OpOverload, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Spelling:
     """Take the function or method that torch generates from the operator's own schema."""
+    if name.startswith("_"):
+        return "call_function", target, args, kwargs
     is_method = isinstance(getattr(Tensor, name, None), _METHOD) and bool(args)
     if name.endswith("_") and is_method:
         return "call_method", name, args, kwargs
@@ -242,7 +244,7 @@ _LISTED: dict[str, Listed] = {
         F.instance_norm, "input", *_STATS, "use_input_stats", "momentum", "eps"
     ),
     "dropout": _function(F.dropout, "input", "p", "train"),
-    "dropout_": _function(F.dropout, "input", "p", "train", inplace=True),
+    "dropout_": _function(F.dropout, "self", "p", "train", inplace=True),
     "feature_dropout": _function(F.dropout2d, "input", "p", "train"),
     "adaptive_avg_pool2d": _function(F.adaptive_avg_pool2d, "self", "output_size"),
     "adaptive_avg_pool3d": _function(F.adaptive_avg_pool3d, "self", "output_size"),
