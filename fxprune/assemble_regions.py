@@ -172,6 +172,7 @@ def _assemble(regions: Regions, plan: Plan, settings: Settings) -> GatedRegions:
     graphs: dict[str, fx.Graph] = {}
     for key, graph in regions.graphs.items():
         if not _is_prunable(plan, split_key(key)[0]):
+            regions.restore(split_key(key)[0])
             continue  # it stays the model's own module
         root._modules[GATES] = gates
         stage = live_stage(root, graph)

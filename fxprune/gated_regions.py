@@ -212,8 +212,11 @@ def _rooted(stage: fx.GraphModule, path: str, mode: str) -> fx.GraphModule:
         if target.startswith(f"{path}."):
             node.target = target[len(path) + 1 :]
         else:  # a constant that a pass made for this graph
-            node.target = f"{target}{suffix}"
-            region.register_buffer(node.target, stage._buffers.pop(target), persistent=False)
+            name = f"{target}{suffix}"
+            while hasattr(region, name):  # a model that is cut once more has such constants
+                name += "_"
+            region.register_buffer(name, stage._buffers.pop(target), persistent=False)
+            node.target = name
     made = fx.GraphModule(region, stage.graph, class_name="GraphModule")
     match(made, region)
     return made

@@ -93,9 +93,10 @@ class _Watch(DispatchMode):  # type: ignore[no-untyped-call]
         self._names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
         for path in regions:
             self._watch(path, model.get_submodule(path))
-        inner = {id(m): m for path in regions for m in model.get_submodule(path).modules()}
-        for module in inner.values():
-            self._guard(module)
+        roots = {id(model.get_submodule(path)) for path in regions}
+        inner = {id(m): (m, path) for path in regions for m in model.get_submodule(path).modules()}
+        for module, path in inner.values():
+            self._guard(module, path, id(module) in roots)
 
     # -- setting up
     def _watch(self, path: str, module: nn.Module) -> None:
@@ -105,8 +106,12 @@ class _Watch(DispatchMode):  # type: ignore[no-untyped-call]
             if inner is not module:
                 inner.register_forward_pre_hook(self._alone(path))
 
-    def _guard(self, module: nn.Module) -> None:
-        """Note when Python code outside of the regions reads a tensor or a size of a module."""
+    def _guard(self, module: nn.Module, path: str, is_root: bool) -> None:
+        """Note when Python code outside of the regions reads a tensor of a region.
+
+        Of a region itself it may read sizes: they keep their value. What it reads of a module
+        inside makes that module a region of its own.
+        """
         own = {**module._parameters, **module._buffers}
         names = [self._names[id(t)] for t in own.values() if t is not None]
         if not names:
@@ -115,10 +120,12 @@ class _Watch(DispatchMode):  # type: ignore[no-untyped-call]
             {storage_key(t): self._names[id(t)] for t in own.values() if t is not None}
         )
         watch, kind = self, type(module)
-        seen = frozenset(own) | _SIZES
+        seen = frozenset(own) if is_root else frozenset(own) | _SIZES
 
         def read(self: Any, name: str) -> Any:
             if name in seen and not watch._inside:
+                if not is_root:
+                    raise MisfitError(path, f"the Python code reads '{name}' of a part of it")
                 why = f"the Python code around the regions reads its '{name}'"
                 watch._used.update({n: why for n in names if n not in watch._used})
             return super(guarded, self).__getattribute__(name)

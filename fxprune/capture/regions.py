@@ -40,6 +40,7 @@ class Regions:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.graphs: dict[str, fx.Graph] = {}
+        self._replaced: dict[str, nn.Module] = {}
         self._form: dict[str, tuple[int, frozenset[str]]] = {}
 
     @property
@@ -59,6 +60,7 @@ class Regions:
 
     def drop(self, path: str) -> None:
         """Give up a region."""
+        self.restore(path)
         self.graphs = {k: g for k, g in self.graphs.items() if split_key(k)[0] != path}
 
     def _try(self, path: str, module: nn.Module) -> None:
@@ -99,8 +101,7 @@ class Regions:
         for path, old in list(module.named_modules(remove_duplicate=False)):
             new = traced.get_submodule(path)
             if type(new) is not type(old):
-                for name, parent in places(self.model, old):
-                    parent._modules[name] = new
+                self._put(old, new)
 
     def _install(self, path: str, module: nn.Module, captured: Captured) -> None:
         """Put what holds a region's modules in its place, as a module of no special kind."""
@@ -116,8 +117,19 @@ class Regions:
             holder.__dict__[store] = getattr(root, store)
         holder._non_persistent_buffers_set = root._non_persistent_buffers_set
         holder.training = module.training
-        for place, parent in places(self.model, module):
-            parent._modules[place] = holder
+        whole = fx.GraphModule(root, copy.deepcopy(captured.graphs["eval"]))
+        holder.__dict__["forward"] = whole.forward  # for runs of the model until it is gated
+        self._replaced[path] = module
+        self._put(module, holder)
+
+    def restore(self, path: str) -> None:
+        """Put a region's own module back."""
+        if path in self._replaced:
+            self._put(self.model.get_submodule(path), self._replaced.pop(path))
+
+    def _put(self, old: nn.Module, new: nn.Module) -> None:
+        for place, parent in places(self.model, old):
+            parent._modules[place] = new
 
     def settle(self, inputs: Inputs) -> Borders:
         """Run the model until every region is called as such, and return what its borders show.
