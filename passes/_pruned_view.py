@@ -10,8 +10,8 @@ import numpy.typing as npt
 from torch.fx import Node
 
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.interpret import NodeIds
 from fxprune.analysis.plan import Plan
+from fxprune.analysis.trace import NodeIds
 
 __all__ = ["PrunedView", "get_arg", "set_arg", "unpack"]
 

@@ -18,7 +18,7 @@ from typing import ClassVar, final
 import torch
 from torch.fx import GraphModule, Node
 
-from fxprune.analysis.interpret import GraphTrace
+from fxprune.analysis.trace import GraphTrace
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["LowerChannelShuffle"]

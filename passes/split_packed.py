@@ -21,7 +21,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxprune.analysis.axes import reshape_blocks
-from fxprune.analysis.interpret import GraphTrace
+from fxprune.analysis.trace import GraphTrace
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["SplitPacked"]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
-from fxprune.analysis.interpret import GraphTrace, interpret
+from fxprune.analysis.interpret import interpret
 from fxprune.analysis.plan import (
     CostTerms,
     GateSite,
@@ -24,6 +24,7 @@ from fxprune.analysis.plan import (
 )
 from fxprune.analysis.policy import Attention, apply_policy
 from fxprune.analysis.probe import unfit_nodes
+from fxprune.analysis.trace import GraphTrace
 from fxprune.analysis.tracker import MacsTerm, Tracker
 from fxprune.rules import Registry, registry
 

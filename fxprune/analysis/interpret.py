@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from fxprune._compat import no_attention_fastpath, storage_key
 from fxprune._graphs import fetch
 from fxprune.analysis.axes import TensorIds
-from fxprune.analysis.ids import Ids
+from fxprune.analysis.nodes import RESIZABLE, describe_node, is_plain, is_torch
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.sizes import SizeBook
-from fxprune.analysis.tracker import Contraction, MacsTerm, StatisticSite, Tracker, WeightSite
+from fxprune.analysis.trace import GraphTrace, form_of
+from fxprune.analysis.tracker import Tracker
 from fxprune.analysis.whole import WholeOperators
 from fxprune.errors import FxpruneError, InputError, UnsupportedOpError
 from fxprune.gated_leaves import gated_leaf
@@ -28,96 +27,7 @@ from fxprune.statistics import find_twin, to_gated
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
 """Targets whose look-ups by number `resize_literals` can rewrite."""
 
-__all__ = [
-    "LOOKUPS",
-    "RESIZABLE",
-    "GraphTrace",
-    "describe_node",
-    "fetch",
-    "interpret",
-    "is_plain",
-    "is_torch",
-]
-
-RESIZABLE = (
-    *(_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
-    *(nn.RNNBase, nn.RNNCellBase),
-    *(_NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
-)
-"""Leaf modules with parameters whose size attributes `slice_channels` brings up to date."""
-
-NodeIds = tuple[tuple[tuple[int, ...], TensorIds], ...]
-
-
-@dataclass(slots=True)
-class GraphTrace:
-    """What one walk over a graph saw.
-
-    Attributes
-    ----------
-    values : dict[str, NodeIds]
-        By node name: shape and ids of every tensor in its value (several for split), for nodes that
-        carry ids.
-    sizes : dict[str, tuple[str, int]]
-        Nodes whose value is the width of one axis: the tensor's node and the axis.
-    whole_sizes : dict[str, tuple[str, tuple[int, ...]]]
-        Nodes whose value is a shape or a part of one: the tensor's node and the axes.
-    arguments, keywords : dict[str, Any]
-        Arguments of nodes that carry ids, integers as they were (tensors replaced by None).
-    shapes : dict[str, tuple]
-        Shape and dtype of every tensor in a node's value.
-    forms : dict[str, Any]
-        How they are nested: 0 for a single tensor, else numbers in place, such as (0, (1, 2)).
-    plain : dict[str, Any]
-        Values of nodes without tensors.
-    storages : dict[str, int]
-        Which memory a node's (first) tensor lies in.
-    writers : list of (str, int)
-        Nodes that change a tensor in place, and which memory they write to.
-    redirects : list[tuple[str, str]]
-        ``(value, writer)``: `writer` changed `value` in place; later readers of `value` see what
-        `writer` returned.
-    outputs : list of TensorIds
-        Ids of the tensors the model returns.
-    contractions, weights, statistics, terms
-        What the operators recorded, see `fxprune.analysis.tracker`.
-    lookups : dict[tuple[str, int], Ids]
-        By node and axis of its input: the numbers of the positions it takes.
-    """
-
-    values: dict[str, NodeIds] = field(default_factory=dict)
-    sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
-    whole_sizes: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    keywords: dict[str, Any] = field(default_factory=dict)
-    shapes: dict[str, tuple[tuple[tuple[int, ...], torch.dtype], ...]] = field(default_factory=dict)
-    forms: dict[str, Any] = field(default_factory=dict)
-    plain: dict[str, Any] = field(default_factory=dict)
-    storages: dict[str, int] = field(default_factory=dict)
-    writers: list[tuple[str, int]] = field(default_factory=list)
-    redirects: list[tuple[str, str]] = field(default_factory=list)
-    outputs: list[TensorIds] = field(default_factory=list)
-    contractions: list[Contraction] = field(default_factory=list)
-    weights: list[WeightSite] = field(default_factory=list)
-    statistics: list[StatisticSite] = field(default_factory=list)
-    terms: list[MacsTerm] = field(default_factory=list)
-    lookups: dict[tuple[str, int], Ids] = field(default_factory=dict)
-
-
-def describe_node(node: fx.Node) -> str:
-    """Return a node's target and, if known, the line of the user's forward that made it."""
-    target = (
-        node.target
-        if isinstance(node.target, str)
-        else getattr(node.target, "__name__", str(node.target))
-    )
-    stack = node.meta.get("nn_module_stack")
-    inside = ""
-    if stack and node.op != "call_module":
-        path = list(stack.values())[-1][0] if stack else ""
-        inside = f" in {path}" if path else ""
-    line = str(node.meta.get("fxprune_source", "")).rpartition("site-packages/")[2]
-    return f"{target}{inside}" + (f" ({line})" if line else "")
+__all__ = ["interpret"]
 
 
 def interpret(
@@ -342,7 +252,7 @@ class _Walk:
             trace.keywords[node.name] = fx.map_arg(node.kwargs, self._plain)
         if isinstance(value, Tensor) or (tensors and isinstance(value, (list, tuple))):
             trace.shapes[node.name] = tuple((tuple(t.shape), t.dtype) for t in tensors)
-            trace.forms[node.name] = _form(value, itertools.count())
+            trace.forms[node.name] = form_of(value, itertools.count())
             trace.storages[node.name] = storage_key(tensors[0])
         elif not tensors:
             trace.plain[node.name] = value
@@ -373,17 +283,6 @@ def _transparent(value: Any) -> bool:
     return isinstance(value, plain)
 
 
-def _form(value: Any, numbers: Iterator[int]) -> Any:
-    """Return nested tuples and dicts with a number in place of every tensor, in order."""
-    if isinstance(value, Tensor):
-        return next(numbers)
-    if isinstance(value, dict):
-        return {k: _form(v, numbers) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_form(v, numbers) for v in value)
-    return tuple(next(numbers) for _ in flat_tensors(value))
-
-
 def _bind(
     nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -411,24 +310,3 @@ def _bind(
             seen=", ".join(str(n.target) for n in nodes),
         )
     return values
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Return whether a leaf module runs nothing but torch's own code."""
-    lists = getattr(module, "parametrizations", None)
-    held = [] if lists is None else [p for name, p in lists.named_modules() if name.count(".") == 1]
-    parts = [module, *held]
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and all(type(p).__module__.partition(".")[0] == "torch" for p in parts)
-
-
-def is_torch(root: nn.Module, node: fx.Node) -> bool:
-    """Return whether the code a node runs is torch's own, which takes its sizes from its inputs."""
-    if node.op == "call_function":
-        module = getattr(node.target, "__module__", "") or ""
-        if module.startswith("torch._ops."):  # a library may add operators of its own
-            return module.rpartition(".")[2] in ("aten", "prims")
-        return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "")
-    if node.op == "call_module":
-        return is_plain(fetch(root, str(node.target)))
-    return True

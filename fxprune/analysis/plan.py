@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.ids import Ids, Tie
-from fxprune.analysis.interpret import GraphTrace
+from fxprune.analysis.trace import GraphTrace
 
 __all__ = [
     "ChannelGroup",

@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 from fxprune._graphs import fetch
 from fxprune.analysis.grouping import Grouping
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.interpret import RESIZABLE, GraphTrace, describe_node, is_torch
+from fxprune.analysis.nodes import RESIZABLE, describe_node, is_torch
 from fxprune.analysis.op import flat_tensors
+from fxprune.analysis.trace import GraphTrace
 
 __all__ = ["unfit_nodes"]
 

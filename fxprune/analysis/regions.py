@@ -18,9 +18,10 @@ from fxprune._graphs import returned_values
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.build import Analysis
 from fxprune.analysis.grouping import UNUSED
-from fxprune.analysis.interpret import GraphTrace, interpret
+from fxprune.analysis.interpret import interpret
 from fxprune.analysis.plan import Plan
 from fxprune.analysis.policy import Attention
+from fxprune.analysis.trace import GraphTrace
 from fxprune.analysis.tracker import MacsTerm
 from fxprune.borders import Borders, Leaf, MisfitError, RegionCall, region_key, split_key
 from fxprune.errors import InputError, UnsupportedOpError
