@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,14 @@ from torch import fx, nn
 
 from fxprune._compat import operator_by_name, operator_name
 
-__all__ = ["Record", "fetch", "graph_from_records", "graph_to_records", "returned_values"]
+__all__ = [
+    "Record",
+    "fetch",
+    "graph_from_records",
+    "graph_to_records",
+    "plain_arguments",
+    "returned_values",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,26 @@ def _gathered(taker: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
 
     fx.map_arg(taker.args, visit)
     return found
+
+
+def plain_arguments(value: Any, lookup: Callable[[fx.Node], Any]) -> Any:
+    """Return a node's arguments with values for nodes, in plain lists and dicts.
+
+    A graph holds its lists unchangeable; a function it calls may change its own.
+    """
+    if isinstance(value, fx.Node):
+        return lookup(value)
+    if isinstance(value, (list, tuple)):
+        items = [plain_arguments(v, lookup) for v in value]
+        if isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, dict):
+        return {k: plain_arguments(v, lookup) for k, v in value.items()}
+    if isinstance(value, slice):
+        bounds = (value.start, value.stop, value.step)
+        return slice(*(plain_arguments(v, lookup) for v in bounds))
+    return value
 
 
 def fetch(root: nn.Module, target: str) -> Any:

@@ -12,6 +12,8 @@ from fxprune.analysis.policy import Attention
 from fxprune.borders import split_key
 from fxprune.capture import Captured
 from fxprune.capture.guess import candidate_inputs
+from fxprune.capture.open_calls import open_calls
+from fxprune.capture.symbolic import graph_text
 from fxprune.errors import InputError, InternalError
 from fxprune.gated import GatedModule
 from fxprune.gated_graph import GatedGraph
@@ -49,6 +51,9 @@ def analyse(
     InputError
         If the model does not run on these inputs.
     """
+    opened = [open_calls(captured.root, graph, *inputs) for graph in captured.graphs.values()]
+    if any(opened) and len(set(map(graph_text, captured.graphs.values()))) == 1:
+        captured.graphs.pop("train", None)
     plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
     if lower(captured, plan):
         plan = _analysis(captured, unknown, attention).run(*inputs, ignored)

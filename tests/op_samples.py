@@ -278,8 +278,13 @@ REDUCTIONS = [
     frozen("median", "statistic (median)", lambda net, y: y - y.median(1, keepdim=True)[0]),
     frozen("prod", "statistic (prod)", lambda net, y: y * y.prod(1, keepdim=True)),
     Sample("linalg_vector_norm", lambda net, y: F.normalize(y, dim=-1)),
+    Sample("linalg_vector_norm", lambda net, y: F.normalize(y, dim=1)),
+    Sample("mul", lambda net, y: y * 0.5),
+    Sample("div", lambda net, y: y / y.new_tensor(3.0)),
     frozen(
-        "linalg_vector_norm", "statistic (linalg_vector_norm)", lambda net, y: F.normalize(y, dim=1)
+        "linalg_vector_norm",
+        "statistic (linalg_vector_norm)",
+        lambda net, y: y / torch.linalg.vector_norm(y, -math.inf, 1, True),
     ),
     Sample("norm", lambda net, y: y / ATEN.norm(y, 2, [-1], True)),
     Sample("logsumexp", lambda net, y: y - y.logsumexp(-1, keepdim=True)),

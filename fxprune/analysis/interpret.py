@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune._compat import no_attention_fastpath, storage_key
-from fxprune._graphs import fetch
+from fxprune._graphs import fetch, plain_arguments
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.nodes import RESIZABLE, describe_node, is_plain, is_torch
 from fxprune.analysis.op import flat_tensors
@@ -27,7 +27,7 @@ from fxprune.statistics import find_twin, to_gated
 LOOKUPS = (operator.getitem, torch.index_select, "index_select")
 """Targets whose look-ups by number `resize_literals` can rewrite."""
 
-__all__ = ["interpret"]
+__all__ = ["bind_inputs", "interpret"]
 
 
 def interpret(
@@ -91,7 +91,7 @@ class _Walk:
     ) -> GraphTrace:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         given = self._meta(tuple(args)), self._meta(dict(kwargs))
-        values = _bind(placeholders, *given)
+        values = bind_inputs(placeholders, *given)
         tracker, trace = self.tracker, self.trace
         for tensor, ids in zip(flat_tensors(given), carried, strict=False):
             tracker.carry(tensor, ids)
@@ -148,8 +148,8 @@ class _Walk:
             return values[node.name]
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        args = fx.map_arg(node.args, self.env.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, self.env.__getitem__)
+        args = plain_arguments(node.args, self.env.__getitem__)
+        kwargs = plain_arguments(node.kwargs, self.env.__getitem__)
         if node.op == "call_module":
             module = fetch(self.root, str(node.target))
             clone = self._clone(module)
@@ -283,9 +283,25 @@ def _transparent(value: Any) -> bool:
     return isinstance(value, plain)
 
 
+<<<<<<< HEAD
 def _bind(
+=======
+def _form(value: Any, numbers: Iterator[int]) -> Any:
+    """Return nested tuples and dicts with a number in place of every tensor, in order."""
+    if isinstance(value, Tensor):
+        return next(numbers)
+    if isinstance(value, dict):
+        return {k: _form(v, numbers) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_form(v, numbers) for v in value)
+    return tuple(next(numbers) for _ in flat_tensors(value))
+
+
+def bind_inputs(
+>>>>>>> 03715ad (Opaque calls are traced where shapes are known (window attention, MultiheadAttention, torch's transformer containers); F.normalize over a prunable axis; tests of attention)
     nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return the value of each placeholder by its name, as Python binds arguments."""
     form = "pass example_inputs as a tensor, a tuple of positional or a dict of keyword arguments"
     if len(args) > len(nodes):
         raise InputError(f"the model takes {len(nodes)} inputs, {len(args)} were given", hint=form)

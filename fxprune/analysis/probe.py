@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune._graphs import fetch
+from fxprune._graphs import fetch, plain_arguments
 from fxprune.analysis.grouping import Grouping
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.nodes import RESIZABLE, describe_node, is_torch
@@ -153,8 +153,8 @@ class _Probe:
             return self.trace.plain[node.name]  # `resize_literals` writes the old numbers there
         if node.op in ("placeholder", "get_attr"):
             return self.trace.plain.get(node.name)
-        args = fx.map_arg(node.args, self.env.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, self.env.__getitem__)
+        args = plain_arguments(node.args, self.env.__getitem__)
+        kwargs = plain_arguments(node.kwargs, self.env.__getitem__)
         if node.op == "call_module":
             module = fetch(self.root, str(node.target))
             if next(module.parameters(), None) is not None:

@@ -313,7 +313,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         tensors: list[Tensor],
     ) -> None:
         idle = all(axis is None for t in tensors for axis in self.record(t).ids)
-        if idle and not _counts(name) and name not in _MADE:
+        if idle and not _counts(name) and name not in (*_MADE, "aten::expand"):
             return
         op = Op(self, name, args, kwargs, out, self.where)
         found = self.rules.find(name)

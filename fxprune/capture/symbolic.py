@@ -28,7 +28,7 @@ from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
 
-__all__ = ["SymbolicTracer", "failure", "trace_modes"]
+__all__ = ["SymbolicTracer", "failure", "graph_text", "trace_modes"]
 
 _OWN = ("torch.", "fxprune.")
 
@@ -104,7 +104,7 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
             with in_mode(model, training=mode == "train"):
                 graphs[mode] = _trace(model, concrete)
     use_plain_modules(model, graphs)
-    if _text(graphs["train"]) == _text(graphs["eval"]):
+    if graph_text(graphs["train"]) == graph_text(graphs["eval"]):
         del graphs["train"]
     return graphs
 
@@ -165,7 +165,8 @@ def _defaults(model: nn.Module, given: int | None, names: frozenset[str]) -> dic
     return concrete
 
 
-def _text(graph: fx.Graph) -> str:
+def graph_text(graph: fx.Graph) -> str:
+    """Return a text that is the same for graphs that compute the same in the same way."""
     return re.sub(r"_tensor_constant\d+", "_tensor_constant", str(graph))
 
 
