@@ -283,22 +283,7 @@ def _transparent(value: Any) -> bool:
     return isinstance(value, plain)
 
 
-<<<<<<< HEAD
-def _bind(
-=======
-def _form(value: Any, numbers: Iterator[int]) -> Any:
-    """Return nested tuples and dicts with a number in place of every tensor, in order."""
-    if isinstance(value, Tensor):
-        return next(numbers)
-    if isinstance(value, dict):
-        return {k: _form(v, numbers) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_form(v, numbers) for v in value)
-    return tuple(next(numbers) for _ in flat_tensors(value))
-
-
 def bind_inputs(
->>>>>>> 03715ad (Opaque calls are traced where shapes are known (window attention, MultiheadAttention, torch's transformer containers); F.normalize over a prunable axis; tests of attention)
     nodes: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the value of each placeholder by its name, as Python binds arguments."""
