@@ -243,7 +243,7 @@ def test_a_forward_that_raises() -> None:
     model = Raises()
     at = line_of(Raises, "raise KeyError")
     with refused(
-        model, CaptureError, rf"KeyError: 'own trouble'[\s\S]*test_auto_gate.py:{at} in forward"
+        model, InputError, rf"KeyError: 'own trouble'[\s\S]*test_auto_gate.py:{at} in forward"
     ):
         auto_gate(model, torch.zeros(1, 3))
 

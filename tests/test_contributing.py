@@ -75,7 +75,7 @@ def test_links_and_commands_exist() -> None:
 
 def gate_with(rules: Registry, number: int) -> tuple[GatedModule, Plan, nn.Module, torch.Tensor]:
     net, x = ROWS[number].build()
-    found = capture(copy.deepcopy(net), 1)
+    found = capture(copy.deepcopy(net), ((x,), {}))
     plan = Analysis(found.root, found.graphs, rules).run((x,), {}, lambda name: None)
     return assemble(found, plan, Settings.of(((x,), {}), [], 1)), plan, net, x
 

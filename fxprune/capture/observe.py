@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fxprune._compat import DispatchMode, count_flops, no_attention_fastpath, storage_key
 from fxprune.borders import Borders, Leaf, MisfitError, RegionCall
+from fxprune.capture.lines import raised_at
 from fxprune.errors import InputError
 from fxprune.inputs import Inputs, fit_inputs, iter_leaves, map_tensors
 
@@ -66,7 +67,7 @@ def observe(model: nn.Module, inputs: Inputs, regions: Collection[str]) -> Borde
         )
         raise InputError(
             f"the model does not run on these example inputs: {type(error).__name__}: {error}",
-            where=type(model).__name__,
+            where=raised_at(error)[0] or type(model).__name__,
             seen=f"{len(args) + len(kwargs)} arguments with tensors of shape {shapes}",
             hint="pass example_inputs as a tuple of the forward's arguments; a list that is one "
             "argument goes inside: ([image],)",

@@ -12,7 +12,6 @@ import inspect
 import operator
 import re
 import sys
-import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import fx, nn
 
 from fxprune._compat import forget_tracer
 from fxprune.capture.factories import traced_factories
+from fxprune.capture.lines import raised_at
 from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
@@ -172,10 +172,7 @@ def graph_text(graph: fx.Graph) -> str:
 
 def failure(model: nn.Module, error: Exception, way: str = "symbolic tracing") -> CaptureError:
     """Return the error that tells why a model could not be captured, and by which of its lines."""
-    where, line = "", ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if f"{torch.__path__[0]}/" not in frame.filename and "/fxprune/" not in frame.filename:
-            where, line = f"{frame.filename}:{frame.lineno} in {frame.name}", frame.line or ""
+    where, line = raised_at(error)
     return CaptureError(
         f"{type(model).__name__} cannot be captured as a graph by {way}: "
         f"{type(error).__name__}: {_first_lines(error)}",

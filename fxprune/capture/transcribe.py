@@ -16,6 +16,7 @@ from fxprune._compat import GradRegion, OpOverload, grad_mode_region, guard_func
 from fxprune._graphs import fetch
 from fxprune.capture.aten import spell
 from fxprune.capture.leaves import LeafCall, leaf_calls
+from fxprune.capture.lines import is_users
 from fxprune.capture.trees import Container, Leaf, build, unpack
 from fxprune.errors import CaptureError
 
@@ -255,6 +256,6 @@ def _source(trace: str) -> str:
     """Return ``file:line`` of the innermost frame that is not torch's own."""
     found = ""
     for file, line in _FRAME.findall(trace):
-        if f"{torch.__path__[0]}/" not in file:
+        if is_users(file):
             found = f"{file}:{line}"
     return found

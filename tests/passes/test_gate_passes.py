@@ -45,7 +45,7 @@ class Captured(NamedTuple):
 
 def captured(model: nn.Module, x: Tensor, mode: str = "eval") -> Captured:
     """Capture and analyse a model, without gates."""
-    found = capture(copy.deepcopy(model), 1)
+    found = capture(copy.deepcopy(model), ((x,), {}))
     plan = Analysis(found.root, found.graphs).run((x,), {}, lambda name: None)
     gm = fx.GraphModule(found.root, found.graphs[mode])
     return Captured(gm.train(mode == "train"), plan, x)
@@ -159,8 +159,8 @@ def test_the_plan_of_another_net_is_refused() -> None:
 
 
 def test_both_modes_share_one_gate_vector_and_no_gate() -> None:
-    found = capture(AuxHead(), 1)
     x = image()
+    found = capture(AuxHead(), ((x,), {}))
     plan = Analysis(found.root, found.graphs).run((x,), {}, lambda name: None)
     train = fx.GraphModule(found.root, found.graphs["train"])
     InsertGates(plan, "train")(train)
