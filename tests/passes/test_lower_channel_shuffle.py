@@ -74,7 +74,7 @@ def test_other_reshapes_stay(spelling: str) -> None:
 def test_gated_equals_compact(spelling: str) -> None:
     gated = auto_gate(Net(spelling), IMAGE)
     free = spelling in ("torchvision", "reshape", "flatten", "spatial")
-    assert [group.size for group in gated.groups] == ([12] if free else [4])
+    assert sorted(group.size for group in gated.groups) == ([12] if free else [3, 4])
     for seed in range(3):
         gated.set_keep(random_keep(gated, 0.5, seed=seed))
         assert_equal_to_compact(gated, IMAGE)
