@@ -5,8 +5,8 @@ does with its window attention), torch's transformer containers and `nn.Multihea
 is traced at its call site, where shapes are known (see `shaped`), and its nodes take the place of
 the call. Where that fails, the call stays as it is, and the analysis freezes what it must.
 
-Sizes other than the batch are numbers then, as the example inputs have them; inputs of another size
-are refused by an assertion rather than computed wrongly.
+Sizes other than the batch that the code reads are numbers then, as the example inputs have them;
+inputs of another such size are refused by an assertion rather than computed wrongly.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class _Opening:
         with self.graph.inserting_before(self.node):
             if self.module is None:
                 for source in shaped:
-                    made += self._check(source)
+                    made += self._check(source, tracer)
             for node in traced.nodes:
                 if node.op in ("placeholder", "output"):
                     continue
@@ -219,8 +219,9 @@ class _Opening:
         self.root.register_buffer(name, value, persistent=False)
         return name
 
-    def _check(self, source: fx.Node) -> list[fx.Node]:
-        """Refuse inputs of other sizes than the call was traced with."""
+    def _check(self, source: fx.Node, tracer: ShapedTracer) -> list[fx.Node]:
+        """Refuse inputs of other sizes than those that became numbers in the trace."""
+        number = self.inputs.index(source)
         one, other = self.values[source]
         moving = isinstance(one, Tensor) and one.dim() > 1 and one.shape[0] != other.shape[0]
         if not moving:
@@ -228,7 +229,8 @@ class _Opening:
         name = getattr(self.node.target, "__name__", self.node.name)
         made = []
         for dim in range(1, one.dim()):
-            if one.shape[dim] == other.shape[dim] != 1:
+            was_read = tracer.read_more or (number, dim) in tracer.read
+            if was_read and one.shape[dim] == other.shape[dim] != 1:
                 width = self.graph.call_method("size", (source, dim))
                 same = self.graph.call_function(operator.eq, (width, one.shape[dim]))
                 text = f"{name} was captured for inputs of other sizes: give auto_gate such inputs"

@@ -94,10 +94,28 @@ class MetaTwins:
         return given
 
 
+class Sizes(tuple[Any, ...]):
+    """The shape of a traced tensor; tells which of its sizes are looked at."""
+
+    look: Callable[[int], None] | None = None
+
+    def __getitem__(self, at: Any) -> Any:
+        dims = range(len(self))[at]
+        for d in [dims] if isinstance(dims, int) else dims:
+            if self.look is not None:
+                self.look(d)
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[Any]:
+        for d in range(len(self)):
+            yield self[d]
+
+
 class ShapedProxy(fx.Proxy):
     """A traced value that knows what it is at either batch size."""
 
     twin: Twin
+    tracer: ShapedTracer
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
@@ -116,11 +134,16 @@ class ShapedProxy(fx.Proxy):
         return self._apply(getattr, k)
 
     def _size(self, dim: int | None = None) -> Any:
-        if dim is None:
-            return tuple(self._call("size", d) for d in range(self.twin[0].dim()))
-        return self._call("size", dim)
+        if dim is not None:
+            return self._call("size", dim)
+        sides = zip(*(value.shape for value in self.twin), strict=True)
+        sizes = Sizes(a if a == b else self._call("size", d) for d, (a, b) in enumerate(sides))
+        sizes.look = lambda d: self.tracer.note_number("size", (self, d))
+        return sizes
 
     def __len__(self) -> int:
+        if isinstance(self.twin[0], Tensor):
+            return int(self._size(0))
         return int(self._same(*(len(value) for value in self.twin)))
 
     def __iter__(self) -> Iterator[Any]:
@@ -174,6 +197,10 @@ class ShapedTracer(SymbolicTracer):
     ----------
     found : dict[fx.Node, Twin]
         What the traced values are.
+    read : set of (int, int)
+        Inputs and axes whose size became a number.
+    read_more : bool
+        Whether other numbers were read, of values in between.
     """
 
     proxy_buffer_attributes = True
@@ -181,6 +208,8 @@ class ShapedTracer(SymbolicTracer):
     def __init__(self, twins: MetaTwins, call: Callable[..., Any], inputs: list[Twin]) -> None:
         super().__init__()
         self.found: dict[fx.Node, Twin] = {}
+        self.read: set[tuple[int, int]] = set()
+        self.read_more = False
         self._twins = twins
         self._call = call
         self._given = inputs
@@ -230,9 +259,19 @@ class ShapedTracer(SymbolicTracer):
             return args[0]  # so that the graphs of both modes can be one
         twin = self._twin(kind, target, args, kwargs)
         if isinstance(twin[0], _PLAIN) and twin[0] == twin[1]:
+            self.note_number(target, args)
             return twin[0]
         args, kwargs = self.create_arg(args), self.create_arg(kwargs)
         return self._proxy(self.create_node(kind, target, args, kwargs), twin)
+
+    def note_number(self, target: Any, args: Any) -> None:
+        """Note what a plain number was read from; that of axes depends on no size."""
+        of = args[0] if args and isinstance(args[0], ShapedProxy) else None
+        if target == "size" and len(args) == 2 and of is not None and of.node.op == "placeholder":
+            number = int(str(of.node.target).rpartition("_")[2])
+            self.read.add((number, args[1] % of.twin[0].dim()))
+        elif target != "dim" and not (target is getattr and args[1] == "ndim"):
+            self.read_more = True
 
     def _proxy(self, node: fx.Node, twin: Twin) -> ShapedProxy:
         proxy = ShapedProxy(node, self)
