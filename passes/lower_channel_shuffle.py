@@ -19,14 +19,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxprune.analysis.trace import GraphTrace
+from fxprune.passes._spellings import COPIES, PERMUTES, RESHAPES, SWAPS, permuted
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["LowerChannelShuffle"]
 
 Shape = tuple[int, ...]
-_RESHAPES = ("view", "reshape", torch.reshape, "flatten", torch.flatten)
-_SWAPS = ("transpose", "permute", torch.transpose, torch.permute)
-_COPIES = ("contiguous", "clone", torch.clone)
+_JOINS = (*RESHAPES, "flatten", torch.flatten)
+_TURNS = (*SWAPS, *PERMUTES)
 
 
 @final
@@ -70,7 +70,7 @@ class LowerChannelShuffle(Pass):
                 )
             )
         for node in reversed(list(gm.graph.nodes) if edits else []):
-            if not node.users and node.target in (*_RESHAPES, *_SWAPS, *_COPIES):
+            if not node.users and node.target in (*_JOINS, *_TURNS, *COPIES):
                 gm.graph.erase_node(node)
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
 
@@ -80,15 +80,15 @@ class LowerChannelShuffle(Pass):
 
     def _shuffle(self, last: Node) -> tuple[Node, int, int, int] | None:
         """Return (input, axis, groups, width) if `last` is the last node of a shuffle."""
-        if last.target not in _RESHAPES or not last.args:
+        if last.target not in _JOINS or not last.args:
             return None
         swap = last.args[0]
-        while isinstance(swap, Node) and swap.target in _COPIES:
+        while isinstance(swap, Node) and swap.target in COPIES:
             swap = swap.args[0]
-        if not isinstance(swap, Node) or swap.target not in _SWAPS or not swap.args:
+        if not isinstance(swap, Node) or swap.target not in _TURNS or not swap.args:
             return None
         split = swap.args[0]
-        if not isinstance(split, Node) or split.target not in _RESHAPES or not split.args:
+        if not isinstance(split, Node) or split.target not in _JOINS or not split.args:
             return None
         source = split.args[0]
         if not isinstance(source, Node):
@@ -114,13 +114,6 @@ class LowerChannelShuffle(Pass):
 
 def _swaps(node: Node, dim: int, ndim: int) -> bool:
     """Return whether a node exchanges the axes `dim` and `dim + 1` and no others."""
-    given = list(node.args[1:]) + list(node.kwargs.values())
-    flat = list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
-    if not all(isinstance(d, int) for d in flat):
-        return False
-    dims = [d for d in flat if isinstance(d, int)]
-    if node.target in ("transpose", torch.transpose):
-        return sorted(d % ndim for d in dims) == [dim, dim + 1]
-    order = list(range(len(dims)))
+    order = list(range(ndim))
     order[dim], order[dim + 1] = order[dim + 1], order[dim]
-    return [d % len(dims) for d in dims] == order
+    return permuted(node, list(range(ndim))) == order

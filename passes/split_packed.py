@@ -22,42 +22,19 @@ from torch.fx import GraphModule, Node
 
 from fxprune.analysis.axes import reshape_blocks
 from fxprune.analysis.trace import GraphTrace
+from fxprune.passes._spellings import (
+    COPIES,
+    RESHAPES,
+    SELECTS,
+    SPLITS,
+    UNBINDS,
+    UNFLATTENS,
+    listed,
+    permuted,
+)
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["SplitPacked"]
-
-_ATEN = torch.ops.aten
-_RESHAPES = (
-    "view",
-    "reshape",
-    torch.reshape,
-    _ATEN.view.default,
-    _ATEN.reshape.default,
-    _ATEN._unsafe_view.default,
-)
-_UNFLATTEN = ("unflatten", torch.unflatten, _ATEN.unflatten.int)
-_COPIES = ("contiguous", "clone", torch.clone, _ATEN.contiguous.default, _ATEN.clone.default)
-_PERMUTES = ("permute", torch.permute, _ATEN.permute.default)
-_SWAPS = (
-    "transpose",
-    "swapaxes",
-    torch.transpose,
-    torch.swapaxes,
-    _ATEN.transpose.int,
-)
-_UNBINDS = ("unbind", torch.unbind, _ATEN.unbind.int)
-_SELECTS = ("select", torch.select, _ATEN.select.int)
-_SPLITS = (
-    "chunk",
-    "split",
-    "split_with_sizes",
-    torch.chunk,
-    torch.split,
-    torch.split_with_sizes,
-    _ATEN.chunk.default,
-    _ATEN.split.Tensor,
-    _ATEN.split_with_sizes.default,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +116,7 @@ class _Search:
     def run(self) -> _Packed | None:
         node = self.reshape
         source = node.args[0] if node.args else None
-        if node.target not in (*_RESHAPES, *_UNFLATTEN) or not isinstance(source, Node):
+        if node.target not in (*RESHAPES, *UNFLATTENS) or not isinstance(source, Node):
             return None
         old, new = self._shape(source), self._shape(node)
         carried = self.trace.values.get(source.name)
@@ -151,29 +128,14 @@ class _Search:
             return None
         place, sizes, drops, ends = taken
         part = order[place]
+        if sum(sizes) != new[part] or len(sizes) < 2:
+            return None
         for ins, outs in reshape_blocks(old, new):
-            if (
-                part in outs
-                and len(ins) == 1
-                and len(outs) > 1
-                and carried[0][1][ins[0]] is not None
-            ):
-                whole = sum(sizes) == new[part] and len(sizes) > 1
-                return (
-                    _Packed(
-                        source,
-                        node,
-                        ins[0],
-                        tuple(outs),
-                        part,
-                        tuple(order),
-                        self.copied,
-                        sizes,
-                        drops,
-                        ends,
-                    )
-                    if whole
-                    else None
+            channels = len(ins) == 1 and carried[0][1][ins[0]] is not None
+            if channels and part in outs and len(outs) > 1:
+                inside, turned = tuple(outs), tuple(order)
+                return _Packed(
+                    source, node, ins[0], inside, part, turned, self.copied, sizes, drops, ends
                 )
         return None
 
@@ -187,15 +149,13 @@ class _Search:
             (user,) = node.users
             if user.args[:1] != (node,):
                 break
-            if user.target in _COPIES:
+            if user.target in COPIES:
                 self.copied = True
-            elif user.target in (*_PERMUTES, *_SWAPS):
-                dims = _numbers(user)
-                if dims is None:
-                    break
-                order = _permuted(order, dims, user.target in _SWAPS)
             else:
-                break
+                turned = permuted(user, order)
+                if turned is None:
+                    break
+                order = turned
             node = user
         return node, order
 
@@ -204,7 +164,7 @@ class _Search:
     ) -> tuple[int, tuple[int, ...], bool, dict[Node, int]] | None:
         """Return (axis, widths of the parts, whether the axis goes, part of each end)."""
         users = list(last.users)
-        if len(users) == 1 and users[0].target in (*_UNBINDS, *_SPLITS):
+        if len(users) == 1 and users[0].target in (*UNBINDS, *SPLITS):
             return self._listed(users[0], ndim)
         shape = self._shape(last)
         found = [_indexed(user, last, ndim) for user in users]
@@ -224,7 +184,7 @@ class _Search:
         self, node: Node, ndim: int
     ) -> tuple[int, tuple[int, ...], bool, dict[Node, int]] | None:
         """Unbind, chunk and split return a list, of which the users take one entry each."""
-        drops = node.target in _UNBINDS
+        drops = node.target in UNBINDS
         place = 1 if drops else 2
         given = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
         parts = self.trace.shapes.get(node.name)
@@ -239,28 +199,14 @@ class _Search:
         return axis, sizes, drops, ends
 
 
-def _numbers(node: Node) -> list[int] | None:
-    """Return the integers a node is given besides its tensor, or None if there are others."""
-    given: list[Any] = [*node.args[1:], *node.kwargs.values()]
-    flat = list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
-    return flat if all(isinstance(d, int) for d in flat) else None
-
-
-def _permuted(order: list[int], dims: list[int], swap: bool) -> list[int]:
-    if not swap:
-        return [order[d] for d in dims]
-    result = list(order)
-    result[dims[0]], result[dims[1]] = order[dims[1]], order[dims[0]]
-    return result
-
-
 def _indexed(user: Node, last: Node, ndim: int) -> tuple[int, Any] | None:
     """Return the axis and the number or slice that a node takes of it; None if it does more."""
     if user.args[:1] != (last,):
         return None
-    if user.target in _SELECTS:
-        numbers = _numbers(user)
-        return (numbers[0] % ndim, numbers[1]) if numbers is not None else None
+    if user.target in SELECTS:
+        numbers = listed(user)
+        known = all(isinstance(n, int) for n in numbers)
+        return (numbers[0] % ndim, numbers[1]) if known else None
     if user.target is not operator.getitem:
         return None
     index = user.args[1]
@@ -292,15 +238,14 @@ def _sliced(
 
 def _entries(node: Node, ndim: int) -> list[Any] | None:
     """Return the sizes a reshape is given, one per axis; an unflatten leaves the others None."""
-    if node.target in _UNFLATTEN:
+    if node.target in UNFLATTENS:
         sizes = node.args[2] if len(node.args) > 2 else node.kwargs.get("sizes")
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         if not isinstance(sizes, (list, tuple)) or not isinstance(dim, int):
             return None
         start = dim % (ndim - len(sizes) + 1)
         return [None] * start + list(sizes) + [None] * (ndim - start - len(sizes))
-    given: list[Any] = [*node.args[1:], *node.kwargs.values()]
-    flat = list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+    flat = listed(node)
     known = len(flat) == ndim and all(isinstance(e, (int, Node)) for e in flat)
     return flat if known else None
 
@@ -348,7 +293,7 @@ def _part(piece: Node, found: _Packed, number: int) -> Node:
     entries = _entries(found.reshape, len(found.order)) or []
     kept = [d for d in range(len(entries)) if d != part or not found.drops]
     sizes = [found.sizes[number] if d == part else entries[d] for d in kept]
-    if found.reshape.target in _UNFLATTEN:
+    if found.reshape.target in UNFLATTENS:
         sizes = [size for size in sizes if size is not None]
         node = graph.call_method("unflatten", (piece, found.axis, tuple(sizes)))
     else:

@@ -21,15 +21,20 @@ class EpochImages(Dataset[tuple[Tensor, int]]):
 
     The number of loader workers, the order of reading and an interrupted run make no difference:
     what a subclass draws for an image, it draws from `key`.
+
+    Parameters
+    ----------
+    n_images : int
     """
 
-    def __init__(self) -> None:
+    def __init__(self, n_images: int) -> None:
+        self._n_images = n_images
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self._n_images
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the randomness of the images read from now on.
@@ -48,7 +53,7 @@ class EpochImages(Dataset[tuple[Tensor, int]]):
 
     def key(self, seed: int, index: int) -> list[int]:
         """Return what seeds the generator of one image; the index may count from the end."""
-        return [seed, int(self._epoch), range(len(self))[index]]
+        return [seed, int(self._epoch), range(self._n_images)[index]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

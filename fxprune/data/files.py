@@ -40,13 +40,10 @@ class ImageFiles(EpochImages):
     """
 
     def __init__(self, samples: Sequence[tuple[str, int]], transform: Any, seed: int) -> None:
-        super().__init__()
+        super().__init__(len(samples))
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]

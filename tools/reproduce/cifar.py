@@ -71,15 +71,12 @@ class CifarImages(EpochImages):
         deviation: Tensor,
         seed: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(len(targets))
         self.images = images
         self.targets = targets
         self.seed = seed
         self._mean = mean
         self._deviation = deviation
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
