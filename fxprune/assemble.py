@@ -99,7 +99,7 @@ def _add_constants(
 ) -> None:
     owner = root.get_submodule(path)
     for name, buffer in made.items():
-        if name not in owner._buffers:
+        if not hasattr(owner, name):  # what tracing found is a plain attribute of the owner
             owner.register_buffer(name, buffer, persistent=False)
     for node in graph.nodes:
         if path and node.op == "get_attr" and node.target in made:

@@ -58,6 +58,30 @@ class Packed(nn.Module):
         return self.leave(a.transpose(1, 2).reshape(b, n, -1))
 
 
+class Looked(nn.Module):
+    """Packed projections with a joined bias, and a table looked up by a view of an index.
+
+    Tracing keeps the view as a constant of the model, beside those that passes make.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.qkv, self.leave = nn.Linear(5, 12), nn.Linear(12, 36), nn.Linear(12, 4)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(12))
+        self.register_buffer("k_bias", torch.zeros(12))
+        self.table = nn.Parameter(torch.randn(9, 3))
+        self.register_buffer("at", torch.randint(9, (7, 7)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        y = nn.functional.linear(self.enter(x), self.qkv.weight, bias)
+        q, k, v = y.reshape(b, n, 3, 3, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = self.table[self.at.view(-1)].view(7, 7, -1).permute(2, 0, 1).unsqueeze(0)
+        a = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.leave(a.transpose(1, 2).reshape(b, n, -1))
+
+
 def kinds(gated: fxprune.GatedModule) -> list[tuple[str, int]]:
     return sorted((g.kind, g.size) for g in gated.groups if g.kind != "channel")
 
@@ -100,6 +124,10 @@ def test_a_bad_policy() -> None:
 @pytest.mark.parametrize("order", ["3HD", "H3D", "H(3D)"])
 def test_packed_projections(order: str) -> None:
     assert kinds(check(Packed(order), tokens())) == BOTH
+
+
+def test_a_table_looked_up_by_a_constant() -> None:
+    assert kinds(check(Looked(), tokens())) == BOTH
 
 
 def test_vision_transformer() -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 def tool():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tools"))
-        names = ("processes", "subjects", "gating", "peer", "page", "rows")
+        names = ("processes", "subjects", "gating", "peer", "page", "rows", "zoo")
         parts = {name: importlib.import_module(f"coverage_.{name}") for name in names}
         yield SimpleNamespace(main=importlib.import_module("coverage"), **parts)
 
@@ -110,6 +110,21 @@ def test_every_model_of_torchvision_has_inputs(tool):
         tool.subjects.subject("resnet19")
 
 
+def test_every_family_of_timm_has_a_model(tool):
+    timm = pytest.importorskip("timm")
+    assert tool.zoo.missing_families() == []
+    for family, name in tool.zoo.TIMM.items():
+        assert name in timm.list_models(module=family)
+
+
+def test_models_of_fixed_size_are_built_small(tool):
+    pytest.importorskip("timm")
+    subject = tool.subjects.subject("timm:vit_tiny_patch16_224")
+    assert (subject.options, subject.shapes) == ({"img_size": 64}, ((2, 3, 64, 64),))
+    subject.build()(*subject.inputs())
+    assert tool.subjects.subject("timm:test_resnet").options == {}
+
+
 def test_models_are_small_random_and_the_same_every_time(tool):
     subject = tool.subjects.subject("squeezenet1_1")
     before = torch.get_rng_state(), nn.init.normal_
@@ -145,6 +160,23 @@ def test_stages_find_what_there_is(tool, tiny):
     assert equal["masks"] == 2
     assert max(equal["open"], equal["masked"]) < 1e-12
     json.dumps(found)
+
+
+def test_one_analysis_does_where_no_onnx_is_written(tool, tiny, monkeypatch):
+    kinds = []
+
+    def counting(model, inputs):
+        kinds.append(next(model.parameters()).dtype)
+        return auto_gate(model, inputs)
+
+    monkeypatch.setattr(tool.gating, "auto_gate", counting)
+    _run(tool.gating.Gating(tiny, onnx=False).stages())
+    assert kinds == [torch.float64]
+    monkeypatch.setattr(
+        tool.gating, "export_onnx", lambda *_, **__: SimpleNamespace(max_rel_error=0)
+    )
+    _run(tool.gating.Gating(tiny, onnx=True).stages())
+    assert kinds == [torch.float64, torch.float32, torch.float64]
 
 
 def test_a_wrong_compact_model_is_found(tool, tiny, monkeypatch):
@@ -264,6 +296,7 @@ def test_sweeps_resume_and_end_with_the_failures_by_name(sweep, tmp_path, capsys
     assert sweep("--only", "resnet18")[0] == 0
     text = (tmp_path / "page.md").read_text()
     assert "**fxprune: 2 of 2** gated, compacted and equal; of 2 whose dense" in text
+    assert "in 2 of them at least 80% of the parameters are prunable" in text
 
 
 def test_page_tells_every_row(sweep, tmp_path):
@@ -288,3 +321,5 @@ def test_models_can_be_listed(tool, capsys):
     assert isinstance(tool.main, ModuleType)
     assert tool.main.main(["--only", "vit_h", "--list", "--rows", "none.csv"]) == 0
     assert capsys.readouterr().out == "vit_h_14 \n"
+    assert tool.main.main(["--zoo", "timm", "--only", "vgg", "--list", "--rows", "none.csv"]) == 0
+    assert capsys.readouterr().out == "timm:vgg11 \n"

@@ -5,6 +5,7 @@ With the ``bench`` extra installed, from the root of a checkout::
     python tools/coverage.py --jobs 2 --markdown docs/coverage.md
     python tools/coverage.py --jobs 2 --peers --markdown docs/coverage.md   # torch-pruning's part
     python tools/coverage.py --only resnet,vit --no-onnx
+    python tools/coverage.py --zoo timm --no-onnx --limit-memory 6 --markdown docs/coverage_timm.md
     python tools/coverage.py --timm resnet26d,levit_128 --rows timm.csv --markdown timm.md
 
 Every finished model is one row of docs/coverage.csv, and a model that has a row is left out the
@@ -12,6 +13,7 @@ next time: the sweep can be stopped, started again and spread over sittings. ``-
 that failed once more, ``--all`` every one. A model that raises, crashes its process, or needs more
 than it may have is a row like any other, with the stage and the reason. The page is made from the
 rows; the process ends with the failures by name, and with status 1 if fxprune failed at any.
+``--zoo timm`` tries one model of each of timm's families; its rows are in docs/coverage_timm.csv.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from fxprune._rows import append_row, read_rows
 
 __all__ = ["main", "measure"]
 
-_ROWS = Path("docs/coverage.csv")
+_ROWS = {"": Path("docs/coverage.csv"), "timm": Path("docs/coverage_timm.csv")}  # by --zoo
 
 
 def measure(name: str, tool: str, *, onnx: bool, gib: float, seconds: float) -> Row:
@@ -84,8 +86,10 @@ def _worker(tool: str, name: str, onnx: bool, gib: float) -> None:
 
 def _names(options: argparse.Namespace) -> list[str]:
     from coverage_.subjects import all_names
+    from coverage_.zoo import TIMM
 
-    timm = [f"timm:{name}" for name in options.timm.split(",") if name]
+    given = TIMM.values() if options.zoo else options.timm.split(",")
+    timm = [f"timm:{name}" for name in given if name]
     names = timm if timm and not options.torchvision else all_names(timm)
     parts = [part for part in options.only.split(",") if part]
     return [name for name in names if not parts or any(part in name for part in parts)]
@@ -143,6 +147,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default="", metavar="PART,..", help="names that hold a part")
     parser.add_argument("--timm", default="", metavar="NAME,..", help="these of timm instead")
+    parser.add_argument("--zoo", choices=("timm",), default="", help="one model of each family")
     parser.add_argument("--torchvision", action="store_true", help="with --timm: torchvision's too")
     parser.add_argument("--peers", action="store_true", help="torch-pruning instead of fxprune")
     parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="write no ONNX files")
@@ -151,11 +156,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit-seconds", type=float, default=240, metavar="S", help="each (240)")
     parser.add_argument("--again", action="store_true", help="try what failed before, too")
     parser.add_argument("--all", action="store_true", help="try everything again")
-    parser.add_argument("--rows", type=Path, default=_ROWS, help="the file of finished models")
+    parser.add_argument("--rows", type=Path, help="the file of finished models")
     parser.add_argument("--list", action="store_true", help="list the models, try nothing")
     parser.add_argument("--markdown", type=Path, help="write the page to this file")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.rows = options.rows or _ROWS[options.zoo]
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

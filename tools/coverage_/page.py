@@ -33,6 +33,7 @@ _HEADERS = (
     "kept at half",
     "seconds",
 )
+_ENOUGH = 0.8  # share of the parameters that the page counts as prunable enough
 _LEGEND = """\
 * *prunable params, MACs*: share of the model's parameters, and of its multiply-accumulates at the
   inputs tried, with an axis that has a group; *kept at half*: share of the parameters left when
@@ -59,10 +60,12 @@ def page(names: Sequence[str], rows: Mapping[Key, Row], command: str, limits: st
         "# Every model: gated, compacted, compared",
         f"Written by `{command}`; rows measured {days[0]} to {days[-1]} with fxprune "
         f"{__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}. {limits}"
+        f"torchvision {torchvision.__version__}{_timm_version(names)}. {limits}"
         if days
         else f"Written by `{command}`; nothing measured yet.",
-        f"**fxprune: {len(good)} of {len(names)}** gated, compacted and equal; {_onnx_line(good)}.",
+        f"**fxprune: {len(good)} of {len(names)}** gated, compacted and equal{_onnx_line(good)}; "
+        f"in {sum(row.stages['gate']['prunable_params'] >= _ENOUGH for row in good)} of them at "
+        f"least {_ENOUGH:.0%} of the parameters are prunable.",
     ]
     if peers:
         cut = [row for row in peers if "cut" in row.stages]
@@ -81,9 +84,21 @@ def page(names: Sequence[str], rows: Mapping[Key, Row], command: str, limits: st
 
 
 def _onnx_line(rows: Sequence[Row]) -> str:
+    if not any("dense onnx" in row.stages for row in rows):
+        return ""
     dense = [row for row in rows if _answer(row.stages, "dense onnx") == "yes"]
     both = [row for row in dense if _answer(row.stages, "compact onnx") == "yes"]
-    return f"of {len(dense)} whose dense form exports to ONNX, {len(both)} export compact and agree"
+    return (
+        f"; of {len(dense)} whose dense form exports to ONNX, {len(both)} export compact and agree"
+    )
+
+
+def _timm_version(names: Sequence[str]) -> str:
+    if not any(name.startswith("timm:") for name in names):
+        return ""
+    from timm import __version__ as version
+
+    return f", timm {version}"
 
 
 def _line(name: str, rows: Mapping[Key, Row]) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ random.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +18,14 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fxprune.cli.models import build_model
 from fxprune.errors import ConfigError
 
 __all__ = ["Subject", "all_names", "randomise", "subject"]
 
 _IMAGE = (2, 3, 64, 64)
 _CLIP = (2, 3, 8, 64, 64)
-_TIMM_SIDES = (64, 96, 128, 192)
+_TIMM = "timm:"
+_TIMM_SIDES = (64, 128)
 _SEED = 0
 
 
@@ -54,8 +54,8 @@ class Subject:
         """Return the model with random weights, the same at every call, in eval mode."""
         with torch.random.fork_rng(devices=[]), _no_initialisation():
             torch.manual_seed(_SEED)
-            if self.name.startswith("timm:"):
-                model = build_model(self.name)
+            if self.name.startswith(_TIMM):
+                model = _from_timm(self.name, self.options)
             else:
                 options = self.options | _weightless(self.name)
                 model = torchvision.models.get_model(self.name, **options)
@@ -105,8 +105,8 @@ def subject(name: str) -> Subject:
     ConfigError
         If there is no such model.
     """
-    if name.startswith("timm:"):
-        return Subject(name, shapes=(_timm_shape(name),))
+    if name.startswith(_TIMM):
+        return _smallest(name)
     if name not in torchvision.models.list_models():
         raise ConfigError(f"There is no {name!r} in torchvision.", hint="timm's are timm:NAME")
     for part, options in _DETECTORS.items():
@@ -132,21 +132,36 @@ def _weightless(name: str) -> dict[str, Any]:
     return {key: None for key in ("weights", "weights_backbone") if key in known}
 
 
-def _timm_shape(name: str) -> tuple[int, ...]:
-    """Return the smallest of a few image sizes that a model of timm runs on, or else its own."""
-    model = build_model(name)
-    own: tuple[int, ...] = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+def _from_timm(name: str, options: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name.removeprefix(_TIMM), pretrained=False, **options)
+    return model
+
+
+def _smallest(name: str) -> Subject:
+    """Return the smallest of a few image sizes that a model of timm runs on, or else its own.
+
+    Where the size is fixed, the model is built for it, if it can be.
+    """
+    own = Subject(name).build()
+    channels, *_, largest = getattr(own, "pretrained_cfg", {}).get("input_size", (3, 224))
     for side in _TIMM_SIDES:
-        shape = (2, own[0], side, side)
-        if side < own[-1] and _runs(model, shape):
-            return shape
-    return (2, *own)
+        shape = (2, channels, side, side)
+        if side >= largest:
+            break
+        if _runs(lambda: own, shape):
+            return Subject(name, shapes=(shape,))
+        fixed = Subject(name, {"img_size": side}, (shape,))
+        if _runs(fixed.build, shape):
+            return fixed
+    return Subject(name, shapes=((2, channels, largest, largest),))
 
 
-def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:
+def _runs(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> bool:
     try:
         with torch.no_grad():
-            model(torch.zeros(shape))
+            build().eval()(torch.zeros(shape))
     except Exception:  # noqa: BLE001  # that it fails is the answer
         return False
     return True
