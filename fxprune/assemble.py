@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Plan
 from fxprune.analysis.policy import Attention
+from fxprune.analysis.trace import GraphTrace
 from fxprune.borders import split_key
 from fxprune.capture import Captured
 from fxprune.capture.guess import candidate_inputs
@@ -54,23 +56,17 @@ def analyse(
     opened = [open_calls(captured.root, graph, *inputs) for graph in captured.graphs.values()]
     if any(opened) and len(set(map(graph_text, captured.graphs.values()))) == 1:
         captured.graphs.pop("train", None)
-    plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
-    if lower(captured, plan):
-        plan = _analysis(captured, unknown, attention).run(*inputs, ignored)
-    return plan
-
-
-def _analysis(captured: Captured, unknown: str, attention: Attention) -> Analysis:
-    return Analysis(
+    analysis = Analysis(
         captured.root,
         captured.graphs,
         unknown=unknown,
         rewritten=REWRITTEN,
         attention=attention,
     )
+    return analysis.run(*inputs, ignored, partial(lower, captured))
 
 
-def lower(captured: Captured, plan: Plan) -> bool:
+def lower(captured: Captured, traces: Mapping[str, GraphTrace]) -> bool:
     """Rewrite what the analysis handles better in another form; return whether anything was.
 
     Parameters
@@ -78,13 +74,13 @@ def lower(captured: Captured, plan: Plan) -> bool:
     captured : Captured
         Its graphs are rewritten; constants that they need now are added to its root, those of a
         region (see `fxprune.borders.region_key`) to the region.
-    plan : Plan
+    traces : mapping of str to GraphTrace
+        What the analysis saw of each graph.
     """
     changed = False
     for mode, graph in captured.graphs.items():
         stage = fx.GraphModule(captured.root, graph)
-        trace = plan.graphs[mode].trace
-        results = [rewrite(trace)(stage) for rewrite in (LowerChannelShuffle, SplitPacked)]
+        results = [rewrite(traces[mode])(stage) for rewrite in (LowerChannelShuffle, SplitPacked)]
         if any(result.changed for result in results):
             changed = True
             captured.graphs[mode] = stage.graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -150,19 +151,16 @@ def _with_values(inputs: Inputs) -> Inputs:
 def _analyse(
     regions: Regions, borders: Borders, ignored: Ignored, unknown: str, attention: Attention
 ) -> Plan:
-    def run() -> Plan:
-        analysis = RegionAnalysis(
-            regions.model,
-            regions.graphs,
-            borders,
-            unknown=unknown,
-            rewritten=REWRITTEN,
-            attention=attention,
-        )
-        return analysis.run((), {}, ignored)
-
-    plan = run()
-    return run() if lower(Captured(regions.model, regions.graphs), plan) else plan
+    analysis = RegionAnalysis(
+        regions.model,
+        regions.graphs,
+        borders,
+        unknown=unknown,
+        rewritten=REWRITTEN,
+        attention=attention,
+    )
+    captured = Captured(regions.model, regions.graphs)
+    return analysis.run((), {}, ignored, partial(lower, captured))
 
 
 def _assemble(regions: Regions, plan: Plan, settings: Settings) -> GatedRegions:

@@ -28,7 +28,9 @@ from fxprune.analysis.trace import GraphTrace
 from fxprune.analysis.tracker import MacsTerm, Tracker
 from fxprune.rules import Registry, registry
 
-__all__ = ["Analysis", "named_tensors"]
+__all__ = ["Analysis", "Rewrite", "named_tensors"]
+
+Rewrite = Callable[[Mapping[str, GraphTrace]], bool]
 
 
 class Analysis:
@@ -67,7 +69,11 @@ class Analysis:
         self._names = named_tensors(root)
 
     def run(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], ignored: Callable[[str], str | None]
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        ignored: Callable[[str], str | None],
+        rewrite: Rewrite | None = None,
     ) -> Plan:
         """Walk every graph on inputs of these shapes and return the plan.
 
@@ -77,6 +83,9 @@ class Analysis:
             Example inputs.
         ignored : callable
             Given a parameter's name, the reason why its output width must stay, or None.
+        rewrite : callable, optional
+            Given what was seen of every graph, writes in better form what can be, and returns
+            whether it changed any; they are walked again then.
 
         Raises
         ------
@@ -85,6 +94,8 @@ class Analysis:
         """
         traces = self._walk(args, kwargs)
         if any(self._redirect(mode, trace) for mode, trace in traces.items()):
+            return self._anew().run(args, kwargs, ignored, rewrite)
+        if rewrite is not None and rewrite(traces):
             return self._anew().run(args, kwargs, ignored)
         self._freeze_outputs(traces)
         self._freeze_ignored(ignored)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxprune._compat import op_name
+from fxprune.analysis.layouts import run_remembering
 from fxprune.inputs import map_tensors
 
 __all__ = ["run_operator"]
@@ -20,7 +21,7 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     of what it returns.
     """
     try:
-        return func(*args, **kwargs)
+        return run_remembering(func, args, kwargs)
     except RuntimeError:  # NotImplementedError is one
         if op_name(func).startswith("aten::"):
             raise

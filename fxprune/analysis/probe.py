@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune._graphs import fetch, plain_arguments
 from fxprune.analysis.grouping import Grouping
 from fxprune.analysis.ids import Ids
+from fxprune.analysis.layouts import RememberedLayouts
 from fxprune.analysis.nodes import RESIZABLE, describe_node, is_torch
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.trace import GraphTrace
@@ -79,6 +80,7 @@ class _Probe:
         self.units = grouping.resolution.units
         self.keep = keep
         self.env: dict[fx.Node, Any] = {}
+        self.counts: dict[int, int] = {}
         self.draw = torch.Generator().manual_seed(0)
 
     def run(self, graph: fx.Graph) -> list[tuple[str, str]]:
@@ -103,7 +105,8 @@ class _Probe:
             self.env[node] = expected
             return self._same_values(node)
         try:
-            value = self._execute(node)
+            with RememberedLayouts():
+                value = self._execute(node)
         except Exception:  # noqa: BLE001  # that it fails is the answer
             self.env[node] = expected
             return not self._touched(node)
@@ -123,7 +126,11 @@ class _Probe:
         )
 
     def _count(self, axis: Ids) -> int:
-        return int(self.keep[self.units[axis]].all(axis=-1).sum())
+        known = self.counts.get(id(axis))  # the trace holds all of them, so no id comes twice
+        if known is None:
+            known = int(self.keep[self.units[axis]].all(axis=-1).sum())
+            self.counts[id(axis)] = known
+        return known
 
     def _trusted(self, node: fx.Node) -> bool:
         if node.op in ("placeholder", "get_attr"):

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from fxprune._graphs import returned_values
 from fxprune.analysis.axes import TensorIds
-from fxprune.analysis.build import Analysis
+from fxprune.analysis.build import Analysis, Rewrite
 from fxprune.analysis.grouping import UNUSED
 from fxprune.analysis.interpret import interpret
 from fxprune.analysis.plan import Plan
@@ -62,7 +62,11 @@ class RegionAnalysis(Analysis):
         self._all_terms: list[MacsTerm] = [(borders.macs, ())]
 
     def run(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], ignored: Callable[[str], str | None]
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        ignored: Callable[[str], str | None],
+        rewrite: Rewrite | None = None,
     ) -> Plan:
         """Walk every call of every region and return the plan.
 
@@ -72,13 +76,15 @@ class RegionAnalysis(Analysis):
             Not used: the borders know the calls.
         ignored : callable
             Given a parameter's name, the reason why its output width must stay, or None.
+        rewrite : callable, optional
+            As for `Analysis`.
 
         Raises
         ------
         MisfitError
             If a region does not run as it was called.
         """
-        plan = super().run(args, kwargs, ignored)
+        plan = super().run(args, kwargs, ignored, rewrite)
         frozen = tuple(
             dataclasses.replace(axis, reason="only the Python code around the regions can use it")
             if axis.reason == UNUSED and not self._is_inside(axis.member.fqn)

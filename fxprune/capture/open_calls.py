@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxprune._compat import no_attention_fastpath
 from fxprune._graphs import fetch, plain_arguments
@@ -24,9 +25,11 @@ from fxprune.analysis.interpret import bind_inputs
 from fxprune.analysis.nodes import is_plain, is_torch
 from fxprune.capture.multihead import explicit_attention, prepare_attention
 from fxprune.capture.shaped import CONTAINERS, MetaTwins, ShapedTracer, Twin
-from fxprune.errors import FxpruneError
+from fxprune.errors import CaptureError, FxpruneError
 
 __all__ = ["open_calls"]
+
+Traced = tuple[ShapedTracer, fx.Graph]
 
 _ROUNDS = 4  # a function may call another one that was wrapped
 
@@ -49,14 +52,17 @@ def open_calls(root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str,
         Whether any call was opened.
     """
     changed, refused = False, set[fx.Node]()
+    values: dict[fx.Node, Twin] = {}
+    traces: dict[Any, Traced] = {}
     with torch.no_grad(), no_attention_fastpath():
         for _ in range(_ROUNDS):
             calls = [n for n in graph.nodes if n not in refused and _is_opaque(root, n)]
-            values = _walk(root, graph, args, kwargs) if calls else None
-            if values is None:
+            if calls and not (values and all(values.keys() >= {*n.all_input_nodes} for n in calls)):
+                values = _walk(root, graph, args, kwargs) or {}
+            if not calls or not values:
                 break
             for node in calls:
-                if _Opening(root, graph, node, values).run():
+                if _Opening(root, graph, node, values, traces).run():
                     changed = True
                 else:
                     refused.add(node)
@@ -124,9 +130,15 @@ class _Opening:
     """Opens one call."""
 
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, node: fx.Node, values: dict[fx.Node, Twin]
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        node: fx.Node,
+        values: dict[fx.Node, Twin],
+        traces: dict[Any, Traced],
     ) -> None:
         self.root = root
+        self.traces = traces
         self.graph = graph
         self.node = node
         self.values = values
@@ -140,9 +152,7 @@ class _Opening:
                 if type(part) is nn.MultiheadAttention:
                     prepare_attention(part)
         try:
-            tracer, traced = self._trace()
-            if self.module is None and str(self._trace()[1]) != str(traced):
-                return False  # it does not do the same every time
+            tracer, traced = self._traced()
         except Exception:  # noqa: BLE001  # whatever it is: the call stays
             return False
         if not self._replaceable(traced):
@@ -150,7 +160,37 @@ class _Opening:
         self._splice(tracer, traced)
         return True
 
-    def _trace(self) -> tuple[ShapedTracer, fx.Graph]:
+    def _traced(self) -> Traced:
+        """Trace the call; a function's calls that look alike are traced once.
+
+        Raises
+        ------
+        Exception
+            Whatever tracing raises, or a `CaptureError` if it does not do the same every time.
+        """
+        if self.module is not None:
+            return self._trace()
+        key = self._signature()
+        if key in self.traces:
+            return self.traces[key]
+        tracer, traced = self._trace()
+        if str(self._trace()[1]) != str(traced):
+            raise CaptureError(f"{self.node.name} does not do the same every time")
+        if key is not None and all(n.op != "get_attr" for n in traced.nodes):
+            self.traces[key] = tracer, traced
+        return tracer, traced
+
+    def _signature(self) -> Any:
+        """Return what decides about the trace of a function, or None if that is not plain."""
+        numbers = {node: number for number, node in enumerate(self.inputs)}
+        try:
+            given = _signature_of((self.node.args, self.node.kwargs), numbers)
+            inputs = _signature_of([self.values[n] for n in self.inputs], {})
+        except TypeError:
+            return None
+        return self.node.target, given, inputs
+
+    def _trace(self) -> Traced:
         twins = [self.values[n] for n in self.inputs]
         tracer = ShapedTracer(MetaTwins(), self._call, twins)
         root: Any = self.node.target if self.module is None else self.module
@@ -250,6 +290,26 @@ class _Opening:
                         _swap(reader, user, entry)
                 self.graph.erase_node(user)
         self.graph.erase_node(self.node)
+
+
+def _signature_of(value: Any, numbers: Mapping[fx.Node, int]) -> Any:
+    """Return nested tuples that are equal where arguments are alike: nodes stand by number.
+
+    Raises
+    ------
+    TypeError
+        If there is anything but tensors, nodes and plain values.
+    """
+    if isinstance(value, fx.Node):
+        return "node", numbers[value]
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if type(value) in (tuple, list, dict) or isinstance(value, (immutable_list, immutable_dict)):
+        items = value.items() if isinstance(value, dict) else value
+        return type(value), tuple(_signature_of(v, numbers) for v in items)
+    if type(value) not in (int, float, bool, str, type(None), torch.Size, torch.dtype):
+        raise TypeError
+    return type(value), value
 
 
 def _result(traced: fx.Graph) -> Any:

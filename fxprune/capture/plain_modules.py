@@ -37,7 +37,7 @@ def use_plain_modules(model: nn.Module, graphs: Mapping[str, fx.Graph]) -> None:
     graphs : mapping
         ``"eval"`` and ``"train"``; changed in place.
     """
-    calls = _calls_by_tensor(model, graphs)
+    calls, held_by = _calls_by_tensor(model, graphs), _holders(model)
     for path, module in list(model.named_modules()):
         kind = next((k for k in _PLAIN if isinstance(module, k)), None)
         if kind is None or type(module) is kind or not path:
@@ -45,7 +45,9 @@ def use_plain_modules(model: nn.Module, graphs: Mapping[str, fx.Graph]) -> None:
         own = (t for t in (*module.parameters(False), *module.buffers(False)))
         found = {call: None for t in own for call in calls.get(id(t), ())}
         if found and all(_is_plain(model, module, *call) for call in found):
-            _replace(model, module, _plain(kind, module))
+            plain = _plain(kind, module)
+            for held, name in held_by[module]:
+                held[name] = plain
             for node, _ in found:
                 _call_module(node, path)
 
@@ -63,6 +65,15 @@ def _calls_by_tensor(
                         tensor = fetch(model, str(source.target))
                         calls.setdefault(id(tensor), {})[node, mode == "train"] = None
     return calls
+
+
+def _holders(model: nn.Module) -> dict[nn.Module | None, list[tuple[dict[str, Any], str]]]:
+    """Return where each module is held: the children of another, which stay the same dict."""
+    found: dict[nn.Module | None, list[tuple[dict[str, Any], str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            found.setdefault(child, []).append((parent._modules, name))
+    return found
 
 
 def _is_plain(model: nn.Module, module: _BatchNorm, node: fx.Node, training: bool) -> bool:
@@ -99,13 +110,6 @@ def _plain(kind: type[_BatchNorm], module: _BatchNorm) -> _BatchNorm:
     for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         setattr(plain, store, getattr(module, store))
     return plain
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
 
 
 def _call_module(node: fx.Node, path: str) -> None:

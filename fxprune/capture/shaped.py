@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune._graphs import fetch, plain_arguments
+from fxprune.analysis.layouts import RememberedLayouts
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.multihead import explicit_attention
 from fxprune.capture.symbolic import SymbolicTracer
@@ -74,11 +75,12 @@ class MetaTwins:
         """Return what a call gives on meta tensors."""
         if kind == "get_attr":
             return self.value(fetch(root, str(target)))
-        if kind == "call_module":
-            return self.module(fetch(root, str(target)))(*args, **kwargs)
-        if kind == "call_method":
-            return getattr(args[0], str(target))(*args[1:], **kwargs)
-        return target(*args, **kwargs)
+        with RememberedLayouts():
+            if kind == "call_module":
+                return self.module(fetch(root, str(target)))(*args, **kwargs)
+            if kind == "call_method":
+                return getattr(args[0], str(target))(*args[1:], **kwargs)
+            return target(*args, **kwargs)
 
     def value(self, given: Any) -> Any:
         """Replace the tensors in a value by their meta twins."""

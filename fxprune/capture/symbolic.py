@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune._compat import forget_tracer
 from fxprune.capture.factories import traced_factories
@@ -39,6 +39,11 @@ class SymbolicTracer(fx.Tracer):
     Every node's ``meta["fxprune_source"]`` is the ``file:line`` of the user's forward that made it.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._named: nn.Module | None = None
+        self._places: dict[int, tuple[str, str, Mapping[str, Any]]] = {}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, and small ones that branch on `training` themselves."""
         if super().is_leaf_module(m, module_qualified_name):
@@ -47,8 +52,32 @@ class SymbolicTracer(fx.Tracer):
         code = getattr(type(m).forward, "__code__", None)
         return childless and code is not None and "training" in code.co_names
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Give traced tensors, without torch.fx's search of the whole model for each."""
+        traced = self.proxy_buffer_attributes or isinstance(attr_val, nn.Parameter)
+        name = self._tensor_name(attr_val) if traced else None
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def _tensor_name(self, value: Any) -> str | None:
+        """Return the first name of a parameter or buffer, or None if it was none from the start."""
+        if not isinstance(value, Tensor):
+            return None
+        if self._named is not self.root:
+            self._named = self.root
+            self._places = _places(self.root)
+        path, leaf, held = self._places.get(id(value), ("", "", {}))
+        # a forward may replace its tensors; getattr would be traced here
+        return f"{path}{leaf}" if held.get(leaf) is value else None
+
     def create_arg(self, a: Any) -> Any:
         """Keep an OrderedDict one: torch.fx would make it a plain dict."""
+        name = self._tensor_name(a)
+        if name is not None:
+            return self.create_node("get_attr", name, (), {})
         if type(a) is OrderedDict:
             items = [
                 (key, super(SymbolicTracer, self).create_arg(value)) for key, value in a.items()
@@ -63,6 +92,17 @@ class SymbolicTracer(fx.Tracer):
         if line:
             node.meta["fxprune_source"] = line
         return node
+
+
+def _places(root: nn.Module) -> dict[int, tuple[str, str, Mapping[str, Any]]]:
+    """Return by ``id`` of a parameter or buffer: its module's path, its name, and what holds it."""
+    found: dict[int, tuple[str, str, Mapping[str, Any]]] = {}
+    for path, module in root.named_modules():
+        for held in (module._parameters, module._buffers):
+            for leaf, tensor in held.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (f"{path}." if path else "", leaf, held))
+    return found
 
 
 def _user_line(frame: FrameType | None) -> str:
