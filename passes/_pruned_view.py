@@ -12,6 +12,7 @@ from torch.fx import Node
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.plan import Plan
 from fxprune.analysis.trace import NodeIds
+from fxprune.passes._spellings import in_a_list
 
 __all__ = ["PrunedView", "get_arg", "set_arg", "unpack"]
 
@@ -47,6 +48,12 @@ class PrunedView:
         """Return an argument as it was when the model ran, integers filled in."""
         args = self.trace.arguments.get(node.name, node.args)
         return args[index] if index < len(args) else self.trace.keywords[node.name][name]
+
+    def listed(self, node: Node) -> list[Any]:
+        """Return what a node was given besides its tensor, as `listed` reads it off the node."""
+        given = self.trace.arguments.get(node.name, node.args)
+        named = self.trace.keywords.get(node.name, node.kwargs)
+        return in_a_list([*given[1:], *(v for k, v in named.items() if k != "input")])
 
 
 def set_arg(node: Node, index: int, name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "SWAPS",
     "UNBINDS",
     "UNFLATTENS",
+    "in_a_list",
     "listed",
     "permuted",
 ]
@@ -51,7 +52,11 @@ SPLITS = (
 
 def listed(node: Node) -> list[Any]:
     """Return what a node is given besides its tensor, whether as a list or one by one."""
-    given: list[Any] = [*node.args[1:], *node.kwargs.values()]
+    return in_a_list([*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")])
+
+
+def in_a_list(given: list[Any]) -> list[Any]:
+    """Return numbers that were given one by one, or as one list."""
     return list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
 
 

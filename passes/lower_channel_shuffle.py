@@ -7,7 +7,7 @@ A shuffle with g groups is spelled as three reshapes of an axis of width ``C = g
 The tensor in the middle is a rectangle over (g, n), so cutting it would tie channel j of every
 group together, and from there most channels of a ShuffleNet. As a look-up, ``x[:, order]`` with
 ``order = arange(C).view(g, n).T.flatten()``, it is what it means, a permutation, and every channel
-stays free.
+stays free. A call of torch's own ``channel_shuffle`` is written in the same way.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from fxprune.analysis.trace import GraphTrace
+from fxprune.passes._pruned_view import get_arg
 from fxprune.passes._spellings import COPIES, PERMUTES, RESHAPES, SWAPS, permuted
 from fxprune.passes.base import Edit, Pass, PassResult
 
@@ -26,6 +28,7 @@ __all__ = ["LowerChannelShuffle"]
 
 Shape = tuple[int, ...]
 _JOINS = (*RESHAPES, "flatten", torch.flatten)
+_CALLS = (F.channel_shuffle, torch.channel_shuffle, torch.ops.aten.channel_shuffle.default)
 _TURNS = (*SWAPS, *PERMUTES)
 
 
@@ -70,7 +73,7 @@ class LowerChannelShuffle(Pass):
                 )
             )
         for node in reversed(list(gm.graph.nodes) if edits else []):
-            if not node.users and node.target in (*_JOINS, *_TURNS, *COPIES):
+            if not node.users and node.target in (*_JOINS, *_TURNS, *_CALLS, *COPIES):
                 gm.graph.erase_node(node)
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
 
@@ -78,8 +81,16 @@ class LowerChannelShuffle(Pass):
         values = self.trace.values.get(node.name, ())
         return values[0][0] if len(values) == 1 else None
 
+    def _called(self, node: Node) -> tuple[Node, int, int, int] | None:
+        """Return the same of a call of torch's own shuffle."""
+        source, groups = get_arg(node, 0, "input"), get_arg(node, 1, "groups")
+        shape = self._shape(source) if isinstance(source, Node) else None
+        return None if shape is None else (source, 1, groups, shape[1])
+
     def _shuffle(self, last: Node) -> tuple[Node, int, int, int] | None:
         """Return (input, axis, groups, width) if `last` is the last node of a shuffle."""
+        if last.target in _CALLS:
+            return self._called(last)
         if last.target not in _JOINS or not last.args:
             return None
         swap = last.args[0]

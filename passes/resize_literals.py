@@ -26,6 +26,7 @@ from fxprune.analysis.plan import Plan
 from fxprune.errors import InternalError
 from fxprune.passes._norm_sizes import NORM_RULES
 from fxprune.passes._pruned_view import PrunedView, get_arg, set_arg, unpack
+from fxprune.passes._spellings import listed
 from fxprune.passes.base import Edit, Pass, PassResult
 
 __all__ = ["REWRITTEN", "ResizeLiterals"]
@@ -145,6 +146,20 @@ def _sizes(node: Node, view: PrunedView) -> None:
         node.kwargs = {**node.kwargs, keyword: tuple(entries)}
     else:
         node.args = (node.args[0], tuple(entries), *rest)
+
+
+def _repeat(node: Node, view: PrunedView) -> None:
+    """Repeat an axis of width 1 as often as positions of it are kept."""
+    values = view.values(node)
+    if len(values) != 1 or not any(view.cut(i) for i in values[0][1]):
+        return
+    shape, ids = values[0]
+    times, was = listed(node), view.listed(node)
+    for place in range(-len(times), 0):
+        if was[place] == shape[place] and view.cut(ids[place]):
+            kept = view.count(ids[place], shape[place])
+            times[place] = _fitted(node, times[place], kept, shape[place], view)
+    node.args, node.kwargs = (get_arg(node, 0, "input"), tuple(times)), {}
 
 
 def _factory(node: Node, view: PrunedView) -> None:
@@ -335,44 +350,40 @@ def _attention(node: Node, view: PrunedView) -> None:
         node.kwargs = {**node.kwargs, "scale": query[0][0][-1] ** -0.5}
 
 
+_METHODS: dict[Callable[[Node, PrunedView], None], tuple[str, ...]] = {
+    _sizes: (
+        *("view", "reshape", "expand", "broadcast_to"),
+        *("new_empty", "new_zeros", "new_ones", "new_full"),
+    ),
+    _repeat: ("repeat", "tile"),
+    _unflatten: ("unflatten",),
+    _split: ("split", "chunk", "split_with_sizes"),
+    _index_select: ("index_select",),
+    _narrow: ("narrow",),
+}
+_FUNCTIONS: dict[Callable[[Node, PrunedView], None], tuple[Any, ...]] = {
+    _sizes: (torch.reshape, torch.broadcast_to),
+    _repeat: (torch.tile,),
+    _factory: (torch.empty, torch.zeros, torch.ones, torch.full),
+    _unflatten: (torch.unflatten,),
+    _split: (torch.split, torch.chunk, torch.split_with_sizes),
+    _getitem: (operator.getitem,),
+    _index_select: (torch.index_select,),
+    _narrow: (torch.narrow,),
+    _pad: (F.pad,),
+    _attention: (
+        F.scaled_dot_product_attention,
+        torch.ops.aten.scaled_dot_product_attention.default,
+    ),
+    _groups: (
+        *(F.conv1d, F.conv2d, F.conv3d),
+        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    ),
+}
 _RULES: dict[Any, Callable[[Node, PrunedView], None]] = {
-    ("call_method", "view"): _sizes,
-    ("call_method", "reshape"): _sizes,
-    ("call_method", "expand"): _sizes,
-    ("call_function", torch.reshape): _sizes,
-    ("call_method", "broadcast_to"): _sizes,
-    ("call_function", torch.broadcast_to): _sizes,
-    ("call_method", "new_empty"): _sizes,
-    ("call_method", "new_zeros"): _sizes,
-    ("call_method", "new_ones"): _sizes,
-    ("call_method", "new_full"): _sizes,
-    ("call_function", torch.empty): _factory,
-    ("call_function", torch.zeros): _factory,
-    ("call_function", torch.ones): _factory,
-    ("call_function", torch.full): _factory,
-    ("call_method", "unflatten"): _unflatten,
-    ("call_function", torch.unflatten): _unflatten,
-    ("call_method", "split"): _split,
-    ("call_method", "chunk"): _split,
-    ("call_method", "split_with_sizes"): _split,
-    ("call_function", torch.split): _split,
-    ("call_function", torch.chunk): _split,
-    ("call_function", torch.split_with_sizes): _split,
-    ("call_function", operator.getitem): _getitem,
-    ("call_function", torch.index_select): _index_select,
-    ("call_method", "index_select"): _index_select,
-    ("call_method", "narrow"): _narrow,
-    ("call_function", torch.narrow): _narrow,
-    ("call_function", F.pad): _pad,
+    **{("call_method", name): rule for rule, names in _METHODS.items() for name in names},
+    **{("call_function", f): rule for rule, functions in _FUNCTIONS.items() for f in functions},
     **NORM_RULES,
-    ("call_function", F.scaled_dot_product_attention): _attention,
-    ("call_function", torch.ops.aten.scaled_dot_product_attention.default): _attention,
-    ("call_function", F.conv1d): _groups,
-    ("call_function", F.conv2d): _groups,
-    ("call_function", F.conv3d): _groups,
-    ("call_function", F.conv_transpose1d): _groups,
-    ("call_function", F.conv_transpose2d): _groups,
-    ("call_function", F.conv_transpose3d): _groups,
 }
 
 REWRITTEN = frozenset(_RULES)

@@ -92,9 +92,11 @@ def kept_by_name(gated: GatedModule) -> dict[str, Tensor]:
     """Return every tensor of the state with the removed positions cut out, by name."""
     keep = keep_vector(gated)
     small = {}
-    for name, tensor in gated.state_dict().items():
+    first: dict[int, str] = {}  # a tied tensor is in the plan under one of its names
+    for name, tensor in gated.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
         for dim in range(tensor.dim()):
-            ids = gated.plan.axes.get((name, dim))
+            ids = gated.plan.axes.get((known, dim))
             if ids is not None:
                 at = torch.from_numpy(np.flatnonzero(gated.plan.kept(ids, keep)))
                 tensor = tensor.index_select(dim, at)

@@ -93,9 +93,14 @@ def frozen(keys: str, reason: str, apply: Callable[[Any, Tensor], Tensor], **kwa
     return Sample(keys, apply, prunable=False, reason=reason, **kwargs)
 
 
-def module(make: Callable[[], nn.Module], keys: str, **kwargs: Any) -> Sample:
-    """Return a row that calls a module."""
-    return Sample(keys, lambda net, y: net.op(y), extra=lambda: {"op": make()}, **kwargs)
+def module(
+    make: Callable[[], nn.Module],
+    keys: str,
+    after: Callable[[Tensor], Tensor] = lambda y: y,
+    **kwargs: Any,
+) -> Sample:
+    """Return a row that calls a module, and `after` on what it returns."""
+    return Sample(keys, lambda net, y: after(net.op(y)), extra=lambda: {"op": make()}, **kwargs)
 
 
 def weights(*shape: int) -> Tensor:

@@ -82,6 +82,35 @@ LOOKUPS = [
         kind="tokens",
         extra=lambda: {"w": weights(7, 8)},
     ),
+    frozen("gather", "fixed size", lambda net, y: y.gather(2, torch.zeros(2, 8, 2, 6).long())),
+    frozen("gather", "reads positions", lambda net, y: y.gather(1, torch.zeros(2, 8, 6, 6).long())),
+    Sample("gather", lambda net, y: y.gather(2, y.argsort(2))),
+    Sample(
+        "gather",
+        lambda net, y: y.gather(1, AT[None, :, None].expand(y.size(0), -1, y.size(2))),
+        kind="tokens",
+    ),
+    Sample(
+        "gather",
+        lambda net, y: y.gather(1, AT[None, :, None].repeat(y.size(0), 1, 8)),
+        kind="tokens",
+    ),
+    Sample("gather", lambda net, y: torch.take_along_dim(y, AT[None, :, None], 1), kind="tokens"),
+    Sample("scatter", lambda net, y: y.scatter(2, y.argmax(2, keepdim=True), 1.0)),
+    frozen(
+        "scatter",
+        "writes positions",
+        lambda net, y: y.scatter(1, torch.zeros(2, 1, 6, 6).long(), 1.0),
+    ),
+    Sample("scatter_add", lambda net, y: y.scatter_add(3, y.argsort(3), y.sin())),
+    frozen(
+        "scatter_add",
+        "writes positions",
+        lambda net, y: y.scatter_add(3, y[:, 2:].argsort(3), y.sin()),
+    ),
+    Sample(
+        "scatter_reduce", lambda net, y: y.scatter_reduce(2, y.argsort(2) // 2, y.sin(), "amax")
+    ),
     Sample("index_fill", lambda net, y: y.index_fill(2, AT, 0.5)),
     Sample("index_add", lambda net, y: y.index_add(2, AT, y[:, :, 1:3].sin())),
     Sample("index_copy", lambda net, y: y.index_copy(3, AT, y[..., 1:3])),

@@ -1,34 +1,51 @@
-"""Run an operator of a library on meta tensors, also where the library tells nothing of shapes."""
+"""Run operators on meta tensors, also where nothing tells the shapes of what they return."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxprune._compat import op_name
+from fxprune.analysis.known import replaced
 from fxprune.analysis.layouts import run_remembering
 from fxprune.inputs import map_tensors
 
 __all__ = ["run_operator"]
 
 
-def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_operator(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: Mapping[int, Tensor] | None
+) -> Any:
     """Return what an operator makes of meta tensors.
 
-    An operator that is not torch's own and has no meta kernel is run once on zeros, for the shapes
-    of what it returns.
+    One that cannot tell the shapes of what it returns is run on the real values of its arguments,
+    where these are all constants; one that is not torch's own is run once on zeros.
+
+    Parameters
+    ----------
+    func : OpOverload
+    args, kwargs
+        With meta tensors.
+    known : mapping, optional
+        Real values of all tensors by ``id``, when they are known.
     """
     try:
         return run_remembering(func, args, kwargs)
     except RuntimeError:  # NotImplementedError is one
-        if op_name(func).startswith("aten::"):
+        if known is None and op_name(func).startswith("aten::"):
             raise
-    zeros_args, zeros_kwargs = map_tensors((args, kwargs), _zeros)
-    return map_tensors(
-        func(*zeros_args, **zeros_kwargs), lambda t: torch.empty_like(t, device="meta")
-    )
+    if known is None:
+        args, kwargs = map_tensors((args, kwargs), _zeros)
+    else:
+        args, kwargs = replaced(args, known), replaced(kwargs, known)
+    return map_tensors(func(*args, **kwargs), _like)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 def _zeros(tensor: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ that a table look-up can be followed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from fxprune._compat import DispatchMode, is_mutable, is_pointwise, is_view, op_
 from fxprune.analysis.axes import TensorIds, none_ids
 from fxprune.analysis.foreign import run_operator
 from fxprune.analysis.ids import Ids, IdSpace, Owner
+from fxprune.analysis.known import numbers_of_masks, replaced
 from fxprune.analysis.op import Op, TensorRecord, flat_tensors
 from fxprune.errors import FxpruneError, InternalError, UnsupportedOpError
 from fxprune.rules import Registry, Rule
@@ -34,6 +34,7 @@ _FACTORIES = {
 _MADE = {
     f"aten::{new}{name}" for new in ("", "new_") for name in ("empty", "zeros", "ones", "full")
 }
+_MAKES_IDS = _MADE | {"aten::expand", "aten::repeat"}  # of positions that they put there
 _META = torch.device("meta")
 
 Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
@@ -224,6 +225,9 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             self._no_rule(op, op.tensors())
         else:
             self._run_rule(found, op)
+        static = all(self.record(t).static for t in op.tensors())
+        for tensor in made:
+            self.record(tensor).static = static
         return out
 
     def __torch_dispatch__(
@@ -239,10 +243,13 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             args, kwargs = self._twins(args), self._twins(kwargs)
             tensors = flat_tensors([args, kwargs])
         name = op_name(func)
+        if name == "aten::index":
+            args = numbers_of_masks(args, lambda t: self.record(t).const, self.to_meta)
+            tensors = flat_tensors([args, kwargs])
         consts = self._constant_inputs(func, tensors)
         if name == "aten::_local_scalar_dense" and consts:
             return consts[id(tensors[0])].item()
-        out = run_operator(func, args, kwargs)
+        out = run_operator(func, args, kwargs, consts)
         results = flat_tensors(out)
         if any(t.device != _META for t in results):
             out = self._twins(out)
@@ -299,7 +306,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             return
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": "cpu"}
-        real = func(*_replace(args, consts or {}), **_replace(kwargs, consts or {}))
+        real = func(*replaced(args, consts or {}), **replaced(kwargs, consts or {}))
         record = self.record(results[0])
         record.const, record.static = real, True
 
@@ -313,7 +320,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
         tensors: list[Tensor],
     ) -> None:
         idle = all(axis is None for t in tensors for axis in self.record(t).ids)
-        if idle and not _counts(name) and name not in (*_MADE, "aten::expand"):
+        if idle and not _counts(name) and name not in _MAKES_IDS:
             return
         op = Op(self, name, args, kwargs, out, self.where)
         found = self.rules.find(name)
@@ -379,13 +386,3 @@ def _same_ids(a: TensorRecord, b: TensorRecord) -> bool:
         x is y or (x is not None and y is not None and np.array_equal(x, y))
         for x, y in zip(a.ids, b.ids, strict=True)
     )
-
-
-def _replace(value: Any, known: Mapping[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return known.get(id(value), value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_replace(v, known) for v in value)
-    if isinstance(value, dict):
-        return {k: _replace(v, known) for k, v in value.items()}
-    return value

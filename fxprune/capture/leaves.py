@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.symbolic import SIZED
+
 __all__ = ["LeafCall", "leaf_calls"]
 
 
@@ -58,7 +60,7 @@ def _is_leaf(root: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     own = type(module).__module__.startswith("torch.nn.modules.")
-    if not own or type(module) is nn.Module:
+    if not own or type(module) is nn.Module or isinstance(module, SIZED):
         return False
     if module.training != root.training:  # its mode is fixed by the model: what it did stays
         return False

@@ -54,8 +54,9 @@ def explicit_attention(
     mask = _mask(module, q, attn_mask, key_padding_mask, batched)
     extra = 0
     if module.bias_k is not None and module.bias_v is not None:
-        k = torch.cat([k, module.bias_k.expand(k.size(0), -1, -1)], 1)
-        v = torch.cat([v, module.bias_v.expand(v.size(0), -1, -1)], 1)
+        # added to zeros rather than expanded, so that no size is in the graph
+        k = torch.cat([k, torch.zeros_like(k[:, :1]) + module.bias_k], 1)
+        v = torch.cat([v, torch.zeros_like(v[:, :1]) + module.bias_v], 1)
         extra += 1
     if module.add_zero_attn:
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))

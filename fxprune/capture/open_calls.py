@@ -23,8 +23,9 @@ from fxprune._compat import no_attention_fastpath
 from fxprune._graphs import fetch, plain_arguments
 from fxprune.analysis.interpret import bind_inputs
 from fxprune.analysis.nodes import is_plain, is_torch
+from fxprune.capture.containers import CONTAINERS, readable_forward
 from fxprune.capture.multihead import explicit_attention, prepare_attention
-from fxprune.capture.shaped import CONTAINERS, MetaTwins, ShapedTracer, Twin
+from fxprune.capture.shaped import MetaTwins, ShapedTracer, Twin
 from fxprune.errors import CaptureError, FxpruneError
 
 __all__ = ["open_calls"]
@@ -51,21 +52,35 @@ def open_calls(root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str,
     bool
         Whether any call was opened.
     """
+    with torch.no_grad(), no_attention_fastpath():
+        opened = [_open_at(root, graph, args, kwargs, more) for more in (1, 0)]
+    return any(opened)
+
+
+def _open_at(
+    root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str, Any], more: int
+) -> bool:
+    """Open what can be opened when the second batch size is `more` than the first.
+
+    Where the batch is not axis 0, or a mask of batch times heads does not grow with it, the model
+    may run at one batch size only. Torch's own attention is opened even so: it reads no size.
+    """
     changed, refused = False, set[fx.Node]()
     values: dict[fx.Node, Twin] = {}
     traces: dict[Any, Traced] = {}
-    with torch.no_grad(), no_attention_fastpath():
-        for _ in range(_ROUNDS):
-            calls = [n for n in graph.nodes if n not in refused and _is_opaque(root, n)]
-            if calls and not (values and all(values.keys() >= {*n.all_input_nodes} for n in calls)):
-                values = _walk(root, graph, args, kwargs) or {}
-            if not calls or not values:
-                break
-            for node in calls:
-                if _Opening(root, graph, node, values, traces).run():
-                    changed = True
-                else:
-                    refused.add(node)
+    for _ in range(_ROUNDS):
+        calls = [n for n in graph.nodes if n not in refused and _is_opaque(root, n)]
+        if more == 0:
+            calls = [n for n in calls if n.op == "call_module"]
+        if calls and not (values and all(values.keys() >= {*n.all_input_nodes} for n in calls)):
+            values = _walk(root, graph, args, kwargs, more) or {}
+        if not calls or not values:
+            break
+        for node in calls:
+            if _Opening(root, graph, node, values, traces).run():
+                changed = True
+            else:
+                refused.add(node)
     return changed
 
 
@@ -79,15 +94,15 @@ def _is_opaque(root: nn.Module, node: fx.Node) -> bool:
 
 
 def _walk(
-    root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str, Any]
+    root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str, Any], more: int
 ) -> dict[fx.Node, Twin] | None:
     """Return every node's value at two batch sizes, or None if it does not run at both."""
     twins = MetaTwins()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     sides: list[dict[fx.Node, Any]] = []
     try:
-        for more in (0, 1):
-            given = _enlarged(twins.value((tuple(args), dict(kwargs))), more)
+        for grown in (0, more):
+            given = _enlarged(twins.value((tuple(args), dict(kwargs))), grown)
             bound = bind_inputs(placeholders, *given)
             env: dict[fx.Node, Any] = {}
             for node in graph.nodes:
@@ -205,7 +220,7 @@ class _Opening:
             return target(*args, **kwargs)
         if type(self.module) is nn.MultiheadAttention:
             return explicit_attention(self.module, *args, **kwargs)
-        return type(self.module).forward(self.module, *args, **kwargs)
+        return readable_forward(self.module)(*args, **kwargs)
 
     def _replaceable(self, traced: fx.Graph) -> bool:
         """Return whether all that reads the call can read its result instead."""

@@ -23,20 +23,12 @@ from torch import Tensor, fx, nn
 
 from fxprune._graphs import fetch, plain_arguments
 from fxprune.analysis.layouts import RememberedLayouts
+from fxprune.capture.containers import CONTAINERS, readable_forward
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.multihead import explicit_attention
 from fxprune.capture.symbolic import SymbolicTracer
 
-__all__ = ["CONTAINERS", "MetaTwins", "ShapedTracer", "Twin"]
-
-CONTAINERS = (
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerDecoder,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-)
-"""Modules of torch that hold layers, and hide them from tracing."""
+__all__ = ["MetaTwins", "ShapedTracer", "Twin"]
 
 Twin = tuple[Any, Any]
 """A value at either batch size."""
@@ -77,7 +69,9 @@ class MetaTwins:
             return self.value(fetch(root, str(target)))
         with RememberedLayouts():
             if kind == "call_module":
-                return self.module(fetch(root, str(target)))(*args, **kwargs)
+                module = self.module(fetch(root, str(target)))
+                inside = readable_forward(module) if isinstance(module, CONTAINERS) else module
+                return inside(*args, **kwargs)
             if kind == "call_method":
                 return getattr(args[0], str(target))(*args[1:], **kwargs)
             return target(*args, **kwargs)
@@ -245,6 +239,8 @@ class ShapedTracer(SymbolicTracer):
             return forward(*args, **kwargs)
         if type(m) is nn.MultiheadAttention:
             return explicit_attention(m, *args, **kwargs)
+        if isinstance(m, CONTAINERS):
+            forward = readable_forward(m)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

@@ -28,9 +28,12 @@ from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
 
-__all__ = ["SymbolicTracer", "failure", "graph_text", "trace_modes"]
+__all__ = ["SIZED", "SymbolicTracer", "failure", "graph_text", "trace_modes"]
 
 _OWN = ("torch.", "fxprune.")
+
+SIZED = (nn.Unflatten, nn.ChannelShuffle, nn.ConstantPad3d)
+"""Modules of torch that hold sizes of the channel axis: calls in a graph can be rewritten."""
 
 
 class SymbolicTracer(fx.Tracer):
@@ -46,6 +49,8 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, and small ones that branch on `training` themselves."""
+        if isinstance(m, SIZED):
+            return False
         if super().is_leaf_module(m, module_qualified_name):
             return True
         childless = next(m.children(), None) is None and next(m.parameters(), None) is None

@@ -16,6 +16,7 @@ from fxprune.rules import (
     pointwise,
     recurrent,
     reduction,
+    repeat,
     windows,
 )
 from fxprune.rules._registry import Registry, Rule, registry, rule
@@ -34,6 +35,7 @@ __all__ = [
     "recurrent",
     "reduction",
     "registry",
+    "repeat",
     "rule",
     "windows",
 ]

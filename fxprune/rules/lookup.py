@@ -13,7 +13,15 @@ from fxprune.analysis.axes import AxisIds, none_ids
 from fxprune.analysis.op import Op
 from fxprune.rules._registry import rule
 
-__all__ = ["embedding", "embedding_bag", "index_put", "index_write"]
+__all__ = [
+    "embedding",
+    "embedding_bag",
+    "gather",
+    "index_put",
+    "index_write",
+    "masked_select",
+    "scatter",
+]
 
 
 @rule("aten::embedding")
@@ -90,3 +98,46 @@ def _tie_written(op: Op, value: Tensor, used: list[int], places: int, ids: list[
             op.freeze(axis, f"{op.where} writes positions of it by number")
         elif width != 1:
             ids[d] = op.unify(ids[d], axis, width)
+
+
+@rule("aten::gather")
+def gather(op: Op) -> None:
+    """``y[i, j] = x[at[i, j], j]``: each position of the other axes looks along one of its own."""
+    x, dim, at = op.args[:3]
+    _one_by_one(op, dim, (x, at), "reads")
+
+
+@rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce")
+def scatter(op: Op) -> None:
+    """``x[at[i, j], j] = value[i, j]``, or added or reduced there: like `gather`."""
+    x, dim, at = op.args[:3]
+    value = op.arg(3, "src", op.kwargs.get("value"))
+    written = (value,) if isinstance(value, Tensor) and value.dim() else ()
+    _one_by_one(op, dim, (x, at, *written), "writes")
+
+
+def _one_by_one(op: Op, dim: int, tensors: tuple[Tensor, ...], verb: str) -> None:
+    """Freeze the axis whose positions have numbers; tie the tensors along all others.
+
+    An axis of which only the first positions are used cannot be cut.
+    """
+    shape, reason = op.shape(), f"{op.where} {verb} positions of it by number"
+    ids: list[AxisIds] = []
+    for d in range(len(shape)):
+        axes = [op.ids(t)[d] for t in tensors]
+        if d == dim % len(shape) or any(t.shape[d] != shape[d] for t in tensors):
+            op.freeze(tuple(axes), reason)
+            ids.append(None)
+            continue
+        for other in axes[1:]:
+            axes[0] = op.unify(axes[0], other, shape[d])
+        ids.append(axes[0])
+    op.set(tuple(ids))
+
+
+@rule("aten::masked_select")
+def masked_select(op: Op) -> None:
+    """Take elements by mask from everywhere: all axes must keep their width."""
+    for tensor in op.tensors():
+        op.freeze(op.ids(tensor), f"{op.where} looks elements up by number")
+    op.set_none()

@@ -16,7 +16,6 @@ __all__ = [
     "copy",
     "expand",
     "flip",
-    "gather",
     "index",
     "index_select",
     "pad",
@@ -139,13 +138,16 @@ def expand(op: Op) -> None:
 
 @rule("aten::repeat", "aten::tile")
 def repeat(op: Op) -> None:
-    """Repeat the whole tensor along its axes."""
+    """Repeat the whole tensor along its axes; an axis of width 1 as `expand` does it."""
     x, times = op.args
+    shape = [1] * (len(times) - x.dim()) + list(x.shape)
     ids: list[AxisIds] = [*none_ids(len(times) - x.dim()), *op.ids(x)]
-    op.set(
-        tuple(None if i is None else np.tile(i, n) for i, n in zip(ids, times, strict=True)),
-        moved=x,
-    )
+    for d, (axis, width, n) in enumerate(zip(ids, shape, times, strict=True)):
+        if axis is not None:
+            ids[d] = np.tile(axis, n)
+        elif width == 1 and n != 1 and d:
+            ids[d] = op.fresh(n)
+    op.set(tuple(ids), moved=x)
 
 
 @rule("aten::cat", "aten::concat")
@@ -315,14 +317,6 @@ def index(op: Op) -> None:
         op.freeze(ids[d], reason)
     width = len(op.shape()) - (x.dim() - len(used))
     op.set((*ids[: used[0]], *none_ids(width), *ids[used[-1] + 1 :]))
-
-
-@rule("aten::gather", "aten::masked_select")
-def gather(op: Op) -> None:
-    """Take elements by number or by mask from everywhere: all axes must keep their width."""
-    for tensor in op.tensors():
-        op.freeze(op.ids(tensor), f"{op.where} looks elements up by number")
-    op.set_none()
 
 
 @rule("aten::pixel_shuffle")

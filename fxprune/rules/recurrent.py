@@ -59,7 +59,7 @@ def _packed(args: Sequence[Any]) -> bool:
     return isinstance(args[3], (list, tuple))
 
 
-def _sequence_shapes(args: Sequence[Any]) -> list[tuple[int, ...]]:
+def _sequence_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, ...]]:
     x = args[0]
     hx, rest = (args[2], args[4:]) if _packed(args) else (args[1], args[3:])
     states = _states(hx)
@@ -68,11 +68,13 @@ def _sequence_shapes(args: Sequence[Any]) -> list[tuple[int, ...]]:
     return [output, *(tuple(s.shape) for s in states)]
 
 
-def _cell_shapes(args: Sequence[Any]) -> list[tuple[int, ...]]:
+def _cell_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, ...]]:
     return [tuple(s.shape) for s in _states(args[1])]
 
 
-SHAPES: Mapping[str, Callable[[Sequence[Any]], list[tuple[int, ...]]]] = {
+Shapes = Callable[[Sequence[Any], Mapping[str, Any]], list[tuple[int, ...]] | None]
+
+SHAPES: Mapping[str, Shapes] = {
     **dict.fromkeys(_SEQUENCES, _sequence_shapes),
     **dict.fromkeys(_CELLS, _cell_shapes),
 }

@@ -17,7 +17,13 @@ from fxprune.analysis.op import Op, flat_tensors
 from fxprune.rules._registry import rule
 from fxprune.rules.pointwise import pointwise
 
-__all__ = ["along", "reduce", "resample"]
+__all__ = ["along", "cross", "reduce", "resample", "topk"]
+
+
+_SUMS = ("aten::sum", "aten::nansum")
+_NORMS = ("aten::norm", "aten::linalg_vector_norm")
+_PLACES = {**dict.fromkeys(_NORMS, 2), "aten::kthvalue": 2}  # of the argument `dim`, where not 1
+_LAST = dict.fromkeys(("aten::mode", "aten::kthvalue"), -1)  # they reduce the last axis by default
 
 
 def _dims(dims: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
@@ -46,6 +52,11 @@ def _dims(dims: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     "aten::linalg_vector_norm",
     "aten::logsumexp",
     "aten::median",
+    "aten::nansum",
+    "aten::nanmedian",
+    "aten::aminmax",
+    "aten::mode",
+    "aten::kthvalue",
 )
 def reduce(op: Op) -> None:
     """Reduce over some axes, or over all."""
@@ -53,10 +64,10 @@ def reduce(op: Op) -> None:
     if len(op.tensors()) == 2:  # max(a, b) and min(a, b)
         pointwise(op)
         return
-    position = 2 if op.name in ("aten::norm", "aten::linalg_vector_norm") else 1
-    dims = _dims(op.arg(position, "dim"), x.dim())
+    position = _PLACES.get(op.name, 1)
+    dims = _dims(op.arg(position, "dim", _LAST.get(op.name)), x.dim())
     ids = op.ids(x)
-    if op.name == "aten::sum" or (position == 2 and _ignores_zeros(op)):
+    if op.name in _SUMS or (op.name in _NORMS and _ignores_zeros(op)):
         op.contract(x, dims)
     else:
         kind = op.name.removeprefix("aten::")
@@ -83,6 +94,8 @@ def _ignores_zeros(op: Op) -> bool:
     "aten::cumsum",
     "aten::cumprod",
     "aten::logcumsumexp",
+    "aten::cummax",
+    "aten::cummin",
     "aten::sort",
     "aten::argsort",
 )
@@ -97,6 +110,30 @@ def along(op: Op) -> None:
             ids[dim] = None
     for out in flat_tensors(op.out):
         op.set(tuple(ids), out)
+
+
+@rule("aten::topk")
+def topk(op: Op) -> None:
+    """Take the largest positions of one axis, and tell their numbers."""
+    x = op.args[0]
+    (dim,) = _dims(op.arg(2, "dim", -1), x.dim()) or (0,)
+    ids = list(op.ids(x))
+    if ids:
+        op.freeze(ids[dim], f"{op.where} takes the largest positions of it")
+        ids[dim] = None
+    for out in op.out:
+        op.set(tuple(ids), out)
+
+
+@rule("aten::linalg_cross")
+def cross(op: Op) -> None:
+    """Cross product of vectors along one axis, of width 3."""
+    dim = op.arg(2, "dim", -1) % len(op.shape())
+    pointwise(op)
+    ids = list(op.ids(op.out))
+    op.freeze(ids[dim], f"{op.where} takes a cross product along it")
+    ids[dim] = None
+    op.set(tuple(ids))
 
 
 _ONE = (

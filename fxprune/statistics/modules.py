@@ -16,6 +16,7 @@ __all__ = [
     "GatedLogSoftmax",
     "GatedRMSNorm",
     "GatedSoftmax",
+    "GatedSoftmax2d",
     "is_gated",
     "plain_type",
     "to_gated",
@@ -56,6 +57,14 @@ class GatedSoftmax(nn.Softmax):
         return gated_softmax(x, self.dim, mask=mask)
 
 
+class GatedSoftmax2d(nn.Softmax2d):
+    """`nn.Softmax2d` with a mask, see `gated_softmax`."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Divide by the sum over the kept channels."""
+        return gated_softmax(x, -3, mask=mask)
+
+
 class GatedLogSoftmax(nn.LogSoftmax):
     """`nn.LogSoftmax` with a mask, see `gated_log_softmax`."""
 
@@ -69,6 +78,7 @@ _GATED: dict[type[nn.Module], type[nn.Module]] = {
     nn.RMSNorm: GatedRMSNorm,
     nn.GroupNorm: GatedGroupNorm,
     nn.Softmax: GatedSoftmax,
+    nn.Softmax2d: GatedSoftmax2d,
     nn.LogSoftmax: GatedLogSoftmax,
 }
 _PLAIN = {gated: plain for plain, gated in _GATED.items()}
