@@ -137,6 +137,10 @@ class GradRegion:
         """Return whether no gradient leaves the region."""
         return self.arguments == 1 and not args[0]
 
+    def casts(self, args: tuple[Any, ...]) -> bool:
+        """Return whether operators in the region compute in another precision."""
+        return self.arguments == 4 and bool(args[2])
+
 
 def grad_mode_region(target: Any) -> GradRegion | None:
     """Return how to read a call of a region of another mode, or None for any other target.

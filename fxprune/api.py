@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -13,9 +14,15 @@ from torch.export import ExportedProgram
 from fxprune.analysis.policy import Attention, check_attention
 from fxprune.assemble import Ignored, analyse, analyse_guessing, assemble
 from fxprune.assemble_regions import gate_known_regions, gate_regions
-from fxprune.capture import capture
+from fxprune.capture import capture, joined, ways
 from fxprune.capture.program import module_of
-from fxprune.errors import CaptureError, ConfigError, UnsupportedOpError
+from fxprune.errors import (
+    CaptureError,
+    ConfigError,
+    FxpruneError,
+    InputError,
+    UnsupportedOpError,
+)
 from fxprune.gated import GatedModule
 from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
 from fxprune.settings import Recipe, Settings, check_round_to
@@ -71,8 +78,8 @@ def auto_gate(
         If `model` is not a module, is on the meta device, an entry of `ignore` matches nothing,
         or an option has a value it cannot have.
     CaptureError
-        If the model cannot be captured as a graph, neither by symbolic tracing nor by
-        torch.export; names the line of its forward and what each said.
+        If the model cannot be captured as a graph, neither by symbolic tracing, with or without
+        known shapes, nor by torch.export; names the line of its forward and what each said.
     InputError
         If it does not run on the example inputs, or none could be guessed.
     UnsupportedOpError
@@ -105,7 +112,7 @@ def auto_gate(
         inputs or ((), {}), [n for n in names if ignored(n)], round_to, attention
     )
     try:
-        return _gate_whole(_copy(model), inputs, ignored, unknown, settings)
+        return _gate_whole(model, inputs, ignored, unknown, settings)
     except (CaptureError, UnsupportedOpError) as whole:
         if isinstance(whole, UnsupportedOpError) and unknown == "error":
             raise
@@ -113,18 +120,48 @@ def auto_gate(
 
 
 def _gate_whole(
-    private: nn.Module, inputs: Inputs | None, ignored: Ignored, unknown: str, settings: Settings
+    model: nn.Module,
+    inputs: Inputs | None,
+    ignored: Ignored,
+    unknown: str,
+    settings: Settings,
+    way: str = "",
 ) -> GatedModule:
-    captured = capture(private, inputs)
+    """Gate a model by the first way of capture whose graph can be analysed, or by one way."""
+    failures: list[FxpruneError] = []
+    for name in ways(model, way):
+        try:
+            return _gate_by(name, _copy(model), inputs, ignored, unknown, settings)
+        except (CaptureError, InputError, UnsupportedOpError) as error:
+            failures.append(error)
+            if isinstance(error, InputError) and inputs is None:
+                break  # nothing to run it on was found
+            if isinstance(error, UnsupportedOpError) and unknown == "error":
+                break
+    told = [error for error in failures if isinstance(error, CaptureError)]
+    if len(told) == len(failures) > 1:
+        raise joined(model, told) from told[-1]
+    raise next((error for error in failures if error not in told), failures[0])
+
+
+def _gate_by(
+    way: str,
+    private: nn.Module,
+    inputs: Inputs | None,
+    ignored: Ignored,
+    unknown: str,
+    settings: Settings,
+) -> GatedModule:
+    captured = capture(private, inputs, way)
     known = inputs or captured.inputs
     if known is None:
         known, plan = analyse_guessing(captured, ignored, unknown, settings.attention)
     else:
         plan = analyse(captured, known, ignored, unknown, settings.attention)
-    return assemble(captured, plan, settings.with_inputs(known))
+    return assemble(captured, plan, replace(settings.with_inputs(known), captured=captured.way))
 
 
-def gate_again(model: nn.Module, recipe: Recipe) -> GatedModule:
+def gate_again(model: nn.Module | ExportedProgram, recipe: Recipe) -> GatedModule:
     """Gate a model exactly as a recipe says.
 
     Parameters
@@ -143,14 +180,14 @@ def gate_again(model: nn.Module, recipe: Recipe) -> GatedModule:
     FxpruneError
         As for `auto_gate`.
     """
-    if not recipe.borders:
-        args, kwargs = recipe.inputs
-        inputs: Any = {**kwargs} if kwargs and not args else args
-        return auto_gate(model, inputs, ignore=recipe.ignored, attention=recipe.attention)
+    if isinstance(model, ExportedProgram):
+        model = module_of(model)
     _check_model(model)
     ignored = _ignored(model, recipe.ignored)
     settings = Settings.of(recipe.inputs, recipe.ignored, attention=recipe.attention)
-    return gate_known_regions(_copy(model), recipe.borders, ignored, settings)
+    if recipe.borders:
+        return gate_known_regions(_copy(model), recipe.borders, ignored, settings)
+    return _gate_whole(model, recipe.inputs, ignored, "freeze", settings, recipe.captured)
 
 
 def _check_model(model: Any) -> None:

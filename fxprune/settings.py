@@ -55,6 +55,8 @@ class Settings:
     borders : str
         JSON of what passes between the regions of a model that is captured in parts; empty for one
         that is captured whole.
+    captured : str
+        How a model that is captured whole was: the name of a way, see `fxprune.capture`.
     """
 
     inputs: str
@@ -62,6 +64,7 @@ class Settings:
     round_to: int = 1
     attention: Attention = "both"
     borders: str = ""
+    captured: str = ""
 
     @classmethod
     def of(
@@ -97,6 +100,8 @@ class Settings:
         }
         if self.borders:
             written["borders"] = json.loads(self.borders)
+        if self.captured:
+            written["captured"] = self.captured
         return json.dumps(written)
 
 
@@ -111,7 +116,7 @@ class Recipe:
     ignored : tuple[str, ...]
     attention : {"head", "head_dim", "both", "off"}
     keep : dict of str to bool Tensor
-    borders : str
+    borders, captured : str
         As in `Settings`.
     """
 
@@ -120,6 +125,7 @@ class Recipe:
     attention: Attention
     keep: Mapping[str, Tensor]
     borders: str = ""
+    captured: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
@@ -140,7 +146,8 @@ class Recipe:
         inputs = rebuild_inputs(data["inputs"])
         attention = data.get("attention", "both")
         borders = json.dumps(data["borders"]) if "borders" in data else ""
-        return cls(inputs, tuple(data["ignored"]), attention, keep, borders)
+        captured = data.get("captured", "")
+        return cls(inputs, tuple(data["ignored"]), attention, keep, borders, captured)
 
 
 def describe_inputs(inputs: Inputs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Models that symbolic tracing cannot follow, captured by torch.export."""
+"""Models that symbolic tracing cannot follow: captured with known shapes, or by torch.export."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from gate_checks import assert_close, assert_equal_to_compact, no_dropout, rando
 from torch import Tensor, nn
 
 import fxprune
+from fxprune import capture
 from fxprune.errors import CaptureError
 from fxprune.gated import GatedModule
 from fxprune.inputs import flatten_outputs
 
 Pair = namedtuple("Pair", "a b")
+
+SYMBOLIC, SHAPES, EXPORT = "symbolic tracing", "tracing with shapes", "torch.export"
+
+
+@pytest.fixture(autouse=True, params=[SHAPES, EXPORT])
+def way(request: Any, monkeypatch: Any) -> str:
+    """Leave one way beside symbolic tracing."""
+    kept = {name: capture._WAYS[name] for name in (SYMBOLIC, request.param)}
+    monkeypatch.setattr(capture, "_WAYS", kept)
+    return str(request.param)
 
 
 @dataclass
@@ -202,6 +213,7 @@ class FixesItsBatch(Padded):
         return y * torch.ones(len(y), 1, dtype=y.dtype) if self.training else y
 
 
+@pytest.mark.parametrize("way", [EXPORT], indirect=True)
 def test_a_mode_that_cannot_be_captured_refuses_to_run() -> None:
     model = FixesItsBatch().double().eval()
     gated = gated_of(model, inputs())
@@ -214,6 +226,7 @@ def test_a_mode_that_cannot_be_captured_refuses_to_run() -> None:
         gated.compact()(x)
 
 
+@pytest.mark.parametrize("way", [EXPORT], indirect=True)
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_an_exported_program_is_accepted(decomposed: bool) -> None:
     model = Padded().double().eval()
@@ -233,6 +246,7 @@ def test_an_exported_program_is_accepted(decomposed: bool) -> None:
     assert_close(run(pickle.loads(pickle.dumps(gated)), x), run(gated, x))
 
 
+@pytest.mark.parametrize("way", [EXPORT], indirect=True)
 def test_an_exported_program_with_nested_inputs() -> None:
     model = Nested().double().eval()
     x = {"a": inputs(), "b": (inputs(), 1)}
@@ -293,12 +307,12 @@ class DataDependent(nn.Module):
         return self.a(x)
 
 
-def test_control_flow_on_values_gives_one_error_that_tells_what_was_tried() -> None:
+def test_control_flow_on_values_gives_one_error_that_tells_what_was_tried(way: str) -> None:
     message = (
         r"DataDependent cannot be captured[\s\S]*test_export_capture.py:\d+ in forward: if x.mean"
     )
     with pytest.raises(CaptureError, match=message) as caught:
         gated_of(DataDependent(), inputs())
     assert "symbolic tracing: " in caught.value.seen
-    assert "torch.export: " in caught.value.seen
+    assert f"{way}: " in caught.value.seen
     assert "torch.where" in caught.value.hint

@@ -1,18 +1,20 @@
 """Capture: from any model to torch.fx graphs over one set of parameters.
 
 The ways are the entries of `_WAYS`, tried in order: a graph that the user captured is taken as it
-is, any other model is traced symbolically. Each way takes a model and what is known of its inputs,
-and returns a `Captured` or raises `CaptureError`.
+is, any other model is traced symbolically; where that fails, with the shapes of its inputs, and
+where that fails too it is exported. Each way takes a model and what is known of its inputs, and
+returns a `Captured` or raises `CaptureError`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from fxprune.capture.by_shapes import trace_by_shapes
 from fxprune.capture.exported import depends_on_data, export_modes
 from fxprune.capture.guess import likely_inputs
 from fxprune.capture.symbolic import trace_modes
@@ -20,7 +22,7 @@ from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules, split_modes
 
-__all__ = ["Captured", "capture", "trace"]
+__all__ = ["Captured", "capture", "joined", "trace", "ways"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class Captured:
         By mode: ``"eval"``, and ``"train"`` where it differs.
     inputs : tuple (args, kwargs), optional
         Example inputs that were guessed in order to capture it.
+    way : str
+        How it was captured.
     """
 
     root: nn.Module
     graphs: dict[str, fx.Graph]
     inputs: Inputs | None = None
+    way: str = ""
 
 
 def _given(model: nn.Module, inputs: Inputs | None) -> Captured:
@@ -60,13 +65,26 @@ def _symbolic(model: nn.Module, inputs: Inputs | None) -> Captured:
     return Captured(model, trace_modes(model, given, names))
 
 
+def _by_shapes(model: nn.Module, inputs: Inputs | None) -> Captured:
+    return _with_inputs(trace_by_shapes, model, inputs)
+
+
 def _exported(model: nn.Module, inputs: Inputs | None) -> Captured:
+    return _with_inputs(export_modes, model, inputs)
+
+
+def _with_inputs(
+    way: Callable[[nn.Module, Inputs], dict[str, fx.Graph]],
+    model: nn.Module,
+    inputs: Inputs | None,
+) -> Captured:
+    """Capture in a way that needs inputs: these, or the first likely ones that do."""
     if inputs is not None:
-        return Captured(model, export_modes(model, inputs))
+        return Captured(model, way(model, inputs))
     failures = []
     for guess in likely_inputs(model):
         try:
-            return Captured(model, export_modes(model, ((guess,), {})), ((guess,), {}))
+            return Captured(model, way(model, ((guess,), {})), ((guess,), {}))
         except CaptureError as error:
             failures.append(error)
             if depends_on_data(error):
@@ -74,11 +92,32 @@ def _exported(model: nn.Module, inputs: Inputs | None) -> Captured:
     raise failures[0]
 
 
-_WAYS: tuple[Callable[[nn.Module, Inputs | None], Captured], ...] = (_given, _symbolic, _exported)
+_Way = Callable[[nn.Module, Inputs | None], Captured]
+
+_GIVEN = "given"
+_WAYS: dict[str, _Way] = {
+    "symbolic tracing": _symbolic,
+    "tracing with shapes": _by_shapes,
+    "torch.export": _exported,
+}
 
 
-def capture(model: nn.Module, inputs: Inputs | None = None) -> Captured:
-    """Capture a model by the first way that works.
+def ways(model: nn.Module, only: str = "") -> tuple[str, ...]:
+    """Return the names of the ways to capture a model, in the order to try them.
+
+    Parameters
+    ----------
+    model : nn.Module
+    only : str
+        The one way to take, where the model has several.
+    """
+    if isinstance(model, fx.GraphModule):
+        return (_GIVEN,)
+    return tuple(way for way in _WAYS if only in ("", _GIVEN, way))
+
+
+def capture(model: nn.Module, inputs: Inputs | None = None, way: str = "") -> Captured:
+    """Capture a model.
 
     Parameters
     ----------
@@ -86,21 +125,23 @@ def capture(model: nn.Module, inputs: Inputs | None = None) -> Captured:
         A private copy; its modules become the captured model's.
     inputs : tuple (args, kwargs), optional
         Example inputs, when they are known.
+    way : str
+        One of `ways`; the first that works when left out.
 
     Raises
     ------
     CaptureError
-        If no way works; it tells what each said.
+        If it does not work; of several ways, it tells what each said.
     """
     failures = []
-    for way in _WAYS[1:] if not isinstance(model, fx.GraphModule) else _WAYS[:1]:
+    for name in [way] if way else ways(model):
         try:
-            return way(model, inputs)
+            return replace(_WAYS.get(name, _given)(model, inputs), way=name)
         except CaptureError as error:
             failures.append(error)
     if len(failures) == 1:
         raise failures[0]
-    raise _joined(model, failures) from failures[-1]
+    raise joined(model, failures) from failures[-1]
 
 
 def trace(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:
@@ -125,11 +166,12 @@ def trace(model: nn.Module, given: int | None, names: frozenset[str]) -> Capture
     return Captured(model, trace_modes(model, given, names))
 
 
-def _joined(model: nn.Module, failures: list[CaptureError]) -> CaptureError:
+def joined(model: nn.Module, failures: list[CaptureError]) -> CaptureError:
     """Return one error that tells what every way said; the last way follows most, so it leads."""
     leading = failures[-1] if failures[-1].where else failures[0]
     seen = [
-        f"{f.what.partition(' by ')[2]}" + (f" ({f.where})" if f.where else "") for f in failures
+        (f.what.partition(" by ")[2] or f.what) + (f" ({f.where})" if f.where else "")
+        for f in failures
     ]
     return CaptureError(
         f"{type(model).__name__} cannot be captured as a graph",

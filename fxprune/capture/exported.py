@@ -10,8 +10,6 @@ captured once in each mode.
 
 from __future__ import annotations
 
-import inspect
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -19,10 +17,11 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from fxprune._compat import no_attention_fastpath, quiet_export
-from fxprune.capture.plain_modules import use_plain_modules
+from fxprune.capture.both_modes import capture_modes
+from fxprune.capture.interface import Interface, named_arguments
 from fxprune.capture.symbolic import failure
-from fxprune.capture.transcribe import Interface, is_lookup, transcribe
-from fxprune.capture.trees import Container, describe, fill
+from fxprune.capture.transcribe import transcribe
+from fxprune.capture.trees import describe, fill
 from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs, batch_size
 from fxprune.modes import in_mode
@@ -78,17 +77,7 @@ def export_modes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     CaptureError
         If the forward cannot be exported; names the line of the user's code.
     """
-    graphs = {"eval": _export(model, inputs, training=False)}
-    try:
-        graphs["train"] = _export(model, inputs, training=True)
-    except CaptureError as error:
-        graphs["train"] = _refusing(graphs["eval"], error)
-    else:
-        use_plain_modules(model, graphs)
-        _drop_counters(graphs["train"])
-    if _fingerprint(graphs["train"]) == _fingerprint(graphs["eval"]):
-        del graphs["train"]
-    return graphs
+    return capture_modes(model, lambda training: _export(model, inputs, training), refuse=True)
 
 
 def depends_on_data(error: CaptureError) -> bool:
@@ -105,7 +94,7 @@ def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
     batched = [batch is not None and t.shape[:1] == (batch,) for t in leaves]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tensors = tuple(_example(t, device, many) for t, many in zip(leaves, batched, strict=True))
-    named = _named(model, tree)
+    named = named_arguments(model, tree)
     with in_mode(model, training), no_attention_fastpath(), quiet_export():
         for rest in (Dim.AUTO, Dim.STATIC):
             dims = [
@@ -133,59 +122,3 @@ def _example(tensor: Tensor, device: torch.device, batched: bool) -> Tensor:
     if batched and shape[0] == 1:
         shape[0] = _BATCH
     return torch.zeros(shape, dtype=tensor.dtype, device=device)
-
-
-def _named(model: nn.Module, tree: Container) -> tuple[tuple[str, Any], ...]:
-    """Return the trees of the inputs by the names of forward's arguments."""
-    positional, keywords = tree.items
-    names, star = [], "args"
-    for parameter in inspect.signature(model.forward).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            star = parameter.name
-        elif parameter.kind is not parameter.KEYWORD_ONLY:
-            names.append(parameter.name)
-    names += [f"{star}_{i}" for i in range(len(positional.items) - len(names))]
-    return (
-        *zip(names, positional.items, strict=False),
-        *zip(keywords.keys, keywords.items, strict=True),
-    )
-
-
-def _refusing(graph: fx.Graph, error: CaptureError) -> fx.Graph:
-    """Return a graph for a mode that could not be captured: it says so when it is run."""
-    refusing = fx.Graph()
-    refusing.output(refusing.graph_copy(graph, {}))
-    first = next(node for node in refusing.nodes if node.op != "placeholder")
-    reason = error.what.splitlines()[0] + (f" ({error.where})" if error.where else "")
-    message = f"in training mode, {reason}"
-    with refusing.inserting_before(first):
-        refusing.call_function(torch._assert, (False, message))
-    return refusing
-
-
-def _drop_counters(graph: fx.Graph) -> None:
-    """Erase what counts the batches of a norm that is called as a module now: it counts itself."""
-    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    for node in list(graph.nodes):
-        counted = node.args[0] if node.target == "add_" else None
-        if isinstance(counted, fx.Node) and counted.op == "get_attr":
-            path, _, name = str(counted.target).rpartition(".")
-            if name == "num_batches_tracked" and path in called and not node.users:
-                graph.erase_node(node)
-                if not counted.users:
-                    graph.erase_node(counted)
-
-
-def _fingerprint(graph: fx.Graph) -> list[str]:
-    """Return what a graph computes, whatever its nodes are called and where sizes are read."""
-    numbers: dict[fx.Node, str] = {}
-    steps: list[str] = []
-    for node in graph.nodes:
-        arguments = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
-        step = f"{node.op} {node.target} {arguments}"
-        if is_lookup(node):
-            numbers[node] = f"#{sha256(step.encode()).hexdigest()}"
-        else:
-            numbers[node] = f"%{len(steps)}"
-            steps.append(step)
-    return steps

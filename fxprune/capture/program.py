@@ -6,7 +6,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from fxprune._compat import program_arguments, program_trees
-from fxprune.capture.transcribe import Interface, transcribe
+from fxprune.capture.interface import Interface
+from fxprune.capture.transcribe import transcribe
 from fxprune.capture.trees import Leaf, describe
 
 __all__ = ["module_of"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +14,13 @@ from torch.export import ExportedProgram
 from fxprune._compat import GradRegion, OpOverload, grad_mode_region, guard_function, op_name
 from fxprune._graphs import fetch
 from fxprune.capture.aten import spell
+from fxprune.capture.interface import Interface, add_placeholders
 from fxprune.capture.leaves import LeafCall, leaf_calls
 from fxprune.capture.lines import is_users
-from fxprune.capture.trees import Container, Leaf, build, unpack
+from fxprune.capture.trees import build
 from fxprune.errors import CaptureError
 
-__all__ = ["Interface", "is_lookup", "transcribe"]
+__all__ = ["constant_name", "drop_unread", "is_lookup", "transcribe"]
 
 _CHECKS = (
     "aten::_assert_tensor_metadata",
@@ -28,22 +28,6 @@ _CHECKS = (
     "aten::sym_constrain_range_for_size",
 )
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in')
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """What a model takes and returns.
-
-    Attributes
-    ----------
-    inputs : tuple of (str, tree)
-        The arguments of its forward, see `fxprune.capture.trees`; leaves are the program's inputs.
-    outputs : tree
-        Leaves are the program's outputs.
-    """
-
-    inputs: tuple[tuple[str, Any], ...]
-    outputs: Any
 
 
 def transcribe(
@@ -80,34 +64,18 @@ class _Transcription:
         }
 
     def run(self) -> fx.Graph:
-        leaves = self._inputs()
+        leaves = add_placeholders(self.graph, self.interface.inputs)
         placeholders = [n for n in self.module.graph.nodes if n.op == "placeholder"]
         self._guards(leaves)
         if leaves:
             self.device = self.graph.call_function(getattr, (leaves[0], "device"))
         outputs = self._copy(self.module, dict(zip(placeholders, leaves, strict=True)))
         self.graph.output(build(self.graph, self.interface.outputs, outputs))
-        self._drop_unread()
+        drop_unread(self.graph)
         self.graph.lint()
         return self.graph
 
     # -- inputs
-    def _inputs(self) -> list[fx.Node]:
-        """Create the placeholders, and return the nodes of the flat inputs."""
-        graph, found, made = self.graph, dict[int, fx.Node](), []
-        constant = [not isinstance(tree, (Leaf, Container)) for _, tree in self.interface.inputs]
-        for place, (name, tree) in enumerate(self.interface.inputs):
-            default = (tree,) if all(constant[place:]) else ()
-            made.append(graph.create_node("placeholder", name, default, name=name))
-        for node, (name, tree) in zip(made, self.interface.inputs, strict=True):
-            if isinstance(tree, (Leaf, Container)):
-                unpack(graph, tree, node, found)
-            else:
-                same = graph.call_function(operator.eq, (node, tree))
-                message = f"the model was captured with {name}={tree!r}"
-                graph.call_function(torch._assert, (same, message))
-        return [found[i] for i in sorted(found)]
-
     def _guards(self, leaves: Sequence[fx.Node]) -> None:
         """Write down what the forward took for granted about the sizes of its inputs."""
         check = guard_function(self.module)
@@ -158,7 +126,7 @@ class _Transcription:
         name = str(node.target).removeprefix(self.prefix)
         known = self.state.get(name)
         if known is None or known.shape != value.shape:
-            name = _constant(self.root, value)
+            name = constant_name(self.root, value)
         return self.graph.create_node("get_attr", name, name=node.name)
 
     def _call(self, node: fx.Node, owner: nn.Module, env: dict[fx.Node, Any]) -> Any:
@@ -171,6 +139,12 @@ class _Transcription:
                 f"the forward has {error}, of which a graph has no single form",
                 where=_source(node.meta.get("stack_trace") or ""),
             ) from error
+        if region is not None and region.casts(args):
+            raise CaptureError(
+                "the forward switches autocast on, and a graph has no such region",
+                where=_source(node.meta.get("stack_trace") or ""),
+                hint="switch autocast on around the whole model instead",
+            )
         if region is not None:
             return self._region(region, args)
         target: Any = node.target
@@ -225,11 +199,12 @@ class _Transcription:
             }
         return made
 
-    def _drop_unread(self) -> None:
-        """Erase tensors, sizes and the device where nobody reads them."""
-        for node in reversed(list(self.graph.nodes)):
-            if not node.users and is_lookup(node):
-                self.graph.erase_node(node)
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Erase tensors, sizes and the device where nobody reads them."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and is_lookup(node):
+            graph.erase_node(node)
 
 
 def is_lookup(node: fx.Node) -> bool:
@@ -241,7 +216,7 @@ def is_lookup(node: fx.Node) -> bool:
     return node.op == "call_function" and sizes and all(map(is_lookup, node.all_input_nodes))
 
 
-def _constant(root: nn.Module, value: Tensor) -> str:
+def constant_name(root: nn.Module, value: Tensor) -> str:
     """Register a tensor that is no state of the model, or find the same one; return its name."""
     number = 0
     while (known := root._buffers.get(f"_tensor_constant{number}")) is not None:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from coverage_.processes import Stage, measured_peak, one_line
 from coverage_.subjects import Subject, randomise
 from fxprune.api import auto_gate
-from fxprune.capture.symbolic import trace_modes
-from fxprune.errors import CaptureError, FxpruneError, VerificationError
+from fxprune.errors import FxpruneError, VerificationError
 from fxprune.explain import explain
 from fxprune.export import export_onnx
 from fxprune.gated import GatedModule
@@ -88,7 +87,7 @@ class Gating:
         self._gated = None if self._onnx else gated[0]
         kept = sum(parameter.numel() for parameter in self._half.parameters())
         return {
-            "captured": _captured(self._model, gated[0], len(self._inputs)),
+            "captured": _captured(gated[0]),
             "groups": len(found.groups),
             "units": gated[0].plan.n_units,
             "prunable_params": found.prunable_params,
@@ -145,15 +144,9 @@ class Gating:
         return {"answer": "yes", "error": done.max_rel_error, "seconds": seconds}
 
 
-def _captured(model: nn.Module, gated: GatedModule, inputs: int) -> str:
-    """Tell how a model was captured: whole by tracing where that works, since it is tried first."""
-    if not isinstance(gated, fx.GraphModule):
-        return "regions"
-    try:
-        trace_modes(model, inputs, frozenset())
-    except CaptureError:
-        return "torch.export"
-    return "symbolic tracing"
+def _captured(gated: GatedModule) -> str:
+    """Tell how a model was captured."""
+    return gated.settings.captured or "regions"
 
 
 def _rest(gated: GatedModule) -> list[tuple[float, str]]:
