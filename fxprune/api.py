@@ -24,7 +24,7 @@ from fxprune.errors import (
     UnsupportedOpError,
 )
 from fxprune.gated import GatedModule
-from fxprune.inputs import ExampleInputs, Inputs, normalize_inputs
+from fxprune.inputs import ExampleInputs, Inputs, fit_inputs, normalize_inputs
 from fxprune.settings import Recipe, Settings, check_round_to
 
 __all__ = ["Ignore", "auto_gate", "gate_again"]
@@ -184,10 +184,11 @@ def gate_again(model: nn.Module | ExportedProgram, recipe: Recipe) -> GatedModul
         model = module_of(model)
     _check_model(model)
     ignored = _ignored(model, recipe.ignored)
-    settings = Settings.of(recipe.inputs, recipe.ignored, attention=recipe.attention)
+    inputs = fit_inputs(model, recipe.inputs)  # it may have been gated in another precision
+    settings = Settings.of(inputs, recipe.ignored, attention=recipe.attention)
     if recipe.borders:
         return gate_known_regions(_copy(model), recipe.borders, ignored, settings)
-    return _gate_whole(model, recipe.inputs, ignored, "freeze", settings, recipe.captured)
+    return _gate_whole(model, inputs, ignored, "freeze", settings, recipe.captured)
 
 
 def _check_model(model: Any) -> None:

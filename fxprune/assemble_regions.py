@@ -19,7 +19,7 @@ from fxprune.capture.regions import Regions, find_regions, known_regions
 from fxprune.errors import FxpruneError, InputError
 from fxprune.gated_regions import GatedRegions, live_stage
 from fxprune.gates import GateVector
-from fxprune.inputs import Inputs, iter_leaves, map_tensors
+from fxprune.inputs import Inputs, fit_inputs, iter_leaves, map_tensors
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.passes.resize_literals import REWRITTEN
 from fxprune.settings import Settings
@@ -105,12 +105,16 @@ def gate_known_regions(
         If the model has no such parts.
     """
     found = Borders.from_json(borders)
+    found = replace(
+        found,
+        calls=tuple(replace(call, inputs=fit_inputs(model, call.inputs)) for call in found.calls),
+    )
     regions = known_regions(model, found)
     try:
         plan = _analyse(regions, found, ignored, "freeze", settings.attention)
     except MisfitError as misfit:
         raise InputError(f"a part of the model is not what it was: {misfit}") from misfit
-    return _assemble(regions, plan, replace(settings, borders=borders))
+    return _assemble(regions, plan, replace(settings, borders=found.to_json()))
 
 
 def _settle_guessing(regions: Regions) -> tuple[Inputs, Borders]:

@@ -185,7 +185,7 @@ def to_like(
     dtype : torch.dtype, optional
         Floating dtype for the floating tensors; integer, boolean and complex tensors keep theirs.
     device : torch.device or str, optional
-        Device for all tensors.
+        Device for all tensors but those that are only shapes (on the meta device).
 
     Returns
     -------
@@ -204,7 +204,7 @@ def to_like(
 
     def convert(tensor: Tensor) -> Tensor:
         wanted = dtype if tensor.is_floating_point() else None
-        return tensor.to(device=device, dtype=wanted)
+        return tensor.to(device=None if tensor.is_meta else device, dtype=wanted)
 
     converted: Inputs = map_tensors(inputs, convert)
     return converted

@@ -8,7 +8,7 @@ from torch import nn
 
 from fxprune.errors import InternalError
 
-__all__ = ["RECIPE", "notes"]
+__all__ = ["RECIPE", "notes", "read_note"]
 
 RECIPE = "fxprune_recipe"
 """Key of the JSON recipe that `fxprune.save` writes."""
@@ -32,3 +32,18 @@ def notes(model: nn.Module) -> dict[str, Any]:
         if isinstance(kept, dict):
             return kept
     raise InternalError("a model has no room for notes", seen=type(kept).__name__)
+
+
+def read_note(model: nn.Module, key: str) -> Any:
+    """Return one note of a model, or None, without giving it room for notes.
+
+    Parameters
+    ----------
+    model : nn.Module
+    key : str
+    """
+    for name in ("meta", "fxprune_meta"):
+        kept = model.__dict__.get(name)
+        if isinstance(kept, dict) and key in kept:
+            return kept[key]
+    return None

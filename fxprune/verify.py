@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ConfigError, InputError, VerificationError
+from fxprune.handovers import Tape, handed_over, region_paths
 from fxprune.inputs import (
     ExampleInputs,
     Inputs,
@@ -101,6 +102,11 @@ def verify(
     the random state are afterwards what they were. In train mode random layers such as dropout draw
     different masks for layers of different width, so such models agree in eval mode only.
 
+    Of a model that was captured by regions, all that regions hand to the Python code is compared as
+    well, and `compact` goes on with what `gated` handed over: code that sorts and selects then
+    decides the same in both, where a rounding error alone could make it return other things. The
+    errors reported are those of single regions.
+
     Examples
     --------
     >>> net = nn.Linear(3, 2)
@@ -122,12 +128,15 @@ def verify(
     _check_modes(gated, compact)
     inputs = normalize_inputs(example_inputs)
     cuda = cuda_devices(gated, compact)
+    regions = region_paths(gated, compact)
+    tape: Tape | None = None
     outputs: list[Outputs] = []
     with torch.no_grad(), full_float32(), _buffers_restored(gated, compact):
         for model in (gated, compact):
             # Each run starts from the caller's random state, which the block puts back at its end.
-            with torch.random.fork_rng(devices=cuda):
-                outputs.append(_run(model, inputs, reference=not outputs))
+            with torch.random.fork_rng(devices=cuda), handed_over(model, regions, tape) as tape:
+                returned = _run(model, inputs, reference=not outputs)
+            outputs.append([*tape, *returned])
     parameters = {p.dtype for model in (gated, compact) for p in model.parameters()}
     return compare_outputs(*outputs, rtol=rtol, atol=atol, dtypes=parameters)
 

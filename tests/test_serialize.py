@@ -57,6 +57,13 @@ def test_a_compact_model_can_be_saved_again_after_loading(tmp_path: Path) -> Non
     assert torch.equal(fxprune.load(tmp_path / "n.pt", Net())(IMAGE), loaded(IMAGE))
 
 
+def test_the_precision_may_change_between_gating_and_saving(tmp_path: Path) -> None:
+    gated = fxprune.auto_gate(Net().double(), IMAGE.double()).float()
+    fxprune.save(gated.compact(), tmp_path / "m.pt")
+    loaded = fxprune.load(tmp_path / "m.pt", Net()).eval()
+    assert torch.equal(loaded(IMAGE), gated.eval()(IMAGE))
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     fxprune.save(fxprune.prune(Net(), IMAGE, params=0.5), tmp_path / "m.pt")
     with pytest.raises(LoadError, match=r"another architecture[\s\S]*'a' has 24 units here and 16"):

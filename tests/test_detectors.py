@@ -1,0 +1,128 @@
+"""Detectors of torchvision: gated, cut, compared at every border, trained, saved."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detector_models import DETECTORS, images, targets, tiny_detector
+from gate_checks import assert_close, assert_partition, no_dropout, random_keep, run
+from region_models import awake
+from torch import nn
+
+import fxprune
+from fxprune.errors import VerificationError
+from fxprune.gated_regions import GatedRegions
+from fxprune.handovers import handed_over, region_paths
+
+IMAGES = images((64, 64), (50, 80))
+
+
+@pytest.fixture(autouse=True)
+def _free_memory() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    return awake(tiny_detector())
+
+
+@pytest.fixture(scope="module")
+def found(original: nn.Module) -> GatedRegions:
+    made = fxprune.auto_gate(original)
+    assert isinstance(made, GatedRegions)
+    return made
+
+
+@pytest.fixture
+def gated(found: GatedRegions) -> GatedRegions:
+    return copy.deepcopy(found)
+
+
+def both_modes_agree(a: nn.Module, b: nn.Module, given: list[Any]) -> None:
+    """Compare two forms of a detector, in evaluation and in training with targets."""
+    fxprune.verify(a.eval(), b.eval(), (given,), rtol=1e-9)
+    fxprune.verify(a.train(), b.train(), (given, targets(given)), rtol=1e-9)
+    a.eval(), b.eval()
+
+
+def test_a_small_detector_is_gated_and_cut(original: nn.Module, gated: GatedRegions) -> None:
+    assert_partition(gated)
+    assert {"backbone", "roi_heads.box_head"} <= set(gated.regions)
+    assert fxprune.explain(gated).prunable_params > 0.95
+    both_modes_agree(original, gated, IMAGES)
+    for seed in range(3):
+        gated.set_keep(random_keep(gated, 0.6, seed))
+        compact = gated.compact()
+        both_modes_agree(gated, compact, IMAGES)
+        assert gated.cost().params == sum(p.numel() for p in compact.parameters())
+    found = run(compact, IMAGES)
+    assert sum(tensor.numel() for tensor in found), "boxes are returned"
+    assert_close(run(gated, IMAGES), found, "the same boxes, in the same order")
+
+
+@pytest.mark.parametrize("path", ["backbone", "rpn.head.cls_logits", "roi_heads.box_head"])
+def test_a_wrong_weight_is_found_where_it_is(gated: GatedRegions, path: str) -> None:
+    gated.set_keep(random_keep(gated, 0.6))
+    compact = gated.compact()
+    with torch.no_grad():
+        next(compact.get_submodule(path).parameters()).add_(1e-3)
+    with pytest.raises(VerificationError, match=rf"{path}\(call 0\)"):
+        fxprune.verify(gated, compact, (IMAGES,))
+
+
+def test_it_trains_is_saved_and_loaded(gated: GatedRegions, tmp_path: Path) -> None:
+    gated.float()
+    gated.set_keep(random_keep(gated, 0.6))
+    compact = gated.compact().train()
+    given = images((64, 64), (50, 80), dtype=torch.float32)
+    for model in (gated.train(), compact):
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        sum(model(given, targets(given)).values()).backward()
+        optimizer.step()
+        assert all(p.grad is not None for p in model.parameters())
+        moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+        assert {"backbone.0.0.weight", "roi_heads.box_predictor.cls_score.bias"} <= set(moved)
+    fxprune.save(compact.eval(), tmp_path / "m.pt")
+    again = fxprune.load(tmp_path / "m.pt", tiny_detector().eval())
+    assert region_paths(again) == gated.regions
+    for a, b in zip(run(again, given), run(compact, given), strict=True):
+        assert torch.equal(a, b)
+
+
+# -- all of torchvision's
+def test_every_detector_of_torchvision_is_listed() -> None:
+    from torchvision import models
+
+    assert set(DETECTORS) == set(models.list_models(module=models.detection))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detector(name: str) -> None:
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    model = get_model(name, weights=None, weights_backbone=None, **DETECTORS[name])
+    awake(model)
+    no_dropout(model)
+    gated = fxprune.auto_gate(model)
+    assert_partition(gated)
+    assert fxprune.explain(gated).prunable_params >= 0.85
+    given = images((70, 90), (64, 100))
+    both_modes_agree(model, gated, given)
+    del model
+    for seed in range(2):
+        gated.set_keep(random_keep(gated, 0.6, seed))
+        compact = gated.compact()
+        assert gated.cost().params == sum(p.numel() for p in compact.parameters())
+        both_modes_agree(gated, compact, given)
+        del compact
