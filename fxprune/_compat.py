@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +89,21 @@ def is_view(func: Any) -> bool:
 
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
-    """Keep torch.export from printing pages about a model it cannot follow; its error tells why."""
+    """Keep torch.export from printing pages about a model it cannot follow; its error tells why.
+
+    Nor does it warn: where warnings are errors, it would fail for another reason than the true one.
+    """
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = log.level
     log.setLevel(logging.ERROR)
     pages = io.StringIO()
     try:
-        with contextlib.redirect_stdout(pages), contextlib.redirect_stderr(pages):
+        with (
+            contextlib.redirect_stdout(pages),
+            contextlib.redirect_stderr(pages),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.setLevel(before)

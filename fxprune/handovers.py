@@ -1,4 +1,4 @@
-"""What the parts of a model hand to the Python code around them, noted in one run and put into another.
+"""What parts of a model hand to the Python code around them: noted in one run, put into another.
 
 A model captured by regions is Python between graphs. That Python may decide (sort, keep the best,
 suppress), so two runs that differ by rounding may return different things altogether, though every
@@ -98,8 +98,7 @@ def handed_over(
 def _overwrite(tensor: Tensor, value: Tensor) -> None:
     """Write values over a tensor in place, so that it stays a view of what it is a view of."""
     spread = any(
-        stride == 0 and size > 1
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     if tensor.shape == value.shape and tensor.dtype == value.dtype and not spread:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from torch import nn
 import fxprune
 from fxprune.errors import VerificationError
 from fxprune.gated_regions import GatedRegions
-from fxprune.handovers import handed_over, region_paths
+from fxprune.handovers import region_paths
 
 IMAGES = images((64, 64), (50, 80))
 
