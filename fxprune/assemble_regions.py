@@ -155,6 +155,7 @@ def _with_values(inputs: Inputs) -> Inputs:
 def _analyse(
     regions: Regions, borders: Borders, ignored: Ignored, unknown: str, attention: Attention
 ) -> Plan:
+    regions.open_calls(borders)
     analysis = RegionAnalysis(
         regions.model,
         regions.graphs,

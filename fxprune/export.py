@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fxprune.errors import (
     LoadError,
     VerificationError,
 )
+from fxprune.handovers import region_paths
 from fxprune.inputs import (
     ExampleInputs,
     Inputs,
@@ -40,6 +42,7 @@ from fxprune.inputs import (
     with_batch,
 )
 from fxprune.modes import in_mode
+from fxprune.onnx_trace import TracedExportWarning, decides_by_values, shuffled
 from fxprune.onnx_write import carries_batch, named_tensors
 from fxprune.runtime import OnnxModel, first_lines, run_onnx
 from fxprune.verify import Verification, compare_outputs, cuda_devices, full_float32
@@ -67,6 +70,8 @@ class OnnxExport:
         No unit.
     batches : tuple of int
         Batch sizes compared; empty when no input has a batch dimension.
+    traced : bool
+        Whether the file follows one run of the model, which decides by values, see `export_onnx`.
     """
 
     path: Path
@@ -75,6 +80,7 @@ class OnnxExport:
     max_abs_error: float
     max_rel_error: float
     batches: tuple[int, ...]
+    traced: bool = False
 
 
 def export_onnx(
@@ -84,6 +90,7 @@ def export_onnx(
     *,
     dynamic_batch: bool = True,
     opset: int | None = None,
+    traced: bool | None = None,
 ) -> OnnxExport:
     """Write a model as an ONNX file that is checked and agrees with torch.
 
@@ -101,6 +108,9 @@ def export_onnx(
         at two batch sizes, that of the example and 1 (5 if that of the example is 1).
     opset : int, optional
         Version of the ONNX operator set; by default the one torch recommends.
+    traced : bool, optional
+        Follow one run of the model rather than its code, which must not decide by values: by
+        default where the model was captured by regions.
 
     Returns
     -------
@@ -118,6 +128,13 @@ def export_onnx(
     ConfigError
         When an argument has the wrong type or range.
 
+    Warns
+    -----
+    TracedExportWarning
+        When the file follows one run of the model: what its Python code decided in that run is
+        fixed. torchvision's detectors are made for that and then take any image of the size. Such a
+        file is compared on the example's values in another order as well.
+
     Notes
     -----
     Inputs are named after the parameters of `forward`, outputs after the keys or fields they are
@@ -131,6 +148,8 @@ def export_onnx(
         )
     if opset is not None:
         check_count("opset", opset)
+    if traced is None:
+        traced = bool(region_paths(model))
     inputs = fit_inputs(model, normalize_inputs(example_inputs))
     batch = batch_size(inputs)
     batches: tuple[int, ...] = () if batch is None else (batch,)
@@ -155,16 +174,31 @@ def export_onnx(
             )
             draft = Path(scratch) / target.name
             written = onnx_write.write_onnx(
-                model, draft, inputs, names, dynamic_batch=dynamic_batch, opset=opset
+                model,
+                draft,
+                inputs,
+                names,
+                dynamic_batch=dynamic_batch,
+                opset=opset,
+                traced=traced,
             )
             size = sum(file.stat().st_size for file in draft.parent.iterdir())
             onnx.checker.check_model(draft, full_check=size < onnx_write.SINGLE_FILE_BYTES)
             found = _compare(model, draft, inputs, batches, dynamic_batch=dynamic_batch)
+            if traced:
+                found += _compare(model, draft, shuffled(inputs), (), dynamic_batch=False)
             # The weights first: the file that refers to them must never stand there without them.
             for file in sorted(draft.parent.iterdir(), key=lambda file: file == draft):
                 file.replace(target.with_name(file.name))
         except Exception as error:
             raise _export_error(error, model, target) from error
+    if traced:
+        warnings.warn(
+            f"The ONNX file of {type(model).__name__} follows one run of it: what its Python code "
+            "decided in that run is fixed.",
+            TracedExportWarning,
+            stacklevel=2,
+        )
     return OnnxExport(
         path=target,
         opset=written,
@@ -172,6 +206,7 @@ def export_onnx(
         max_abs_error=max(one.max_abs_error for one in found),
         max_rel_error=max(one.max_rel_error for one in found),
         batches=batches,
+        traced=traced,
     )
 
 
@@ -276,16 +311,28 @@ def _export_error(error: Exception, model: nn.Module, target: Path) -> ExportErr
             seen=first_lines(error),
             hint="pass a path in a directory that is writable and has room",
         )
-    root: BaseException = error
-    while root.__cause__ is not None:  # torch.onnx wraps what went wrong in pages of advice
-        root = root.__cause__
+    if decides_by_values(error):
+        return ExportError(
+            "The model decides by values, so it has no graph that could be written.",
+            where=where,
+            seen=first_lines(_root(error)),
+            hint="pass traced=True to write what one run of it computes, if its decisions are the "
+            "same for all inputs or made for this, as in torchvision's detectors",
+        )
     return ExportError(
         "The model could not be turned into a valid ONNX file.",
         where=where,
-        seen=first_lines(root),
+        seen=first_lines(_root(error)),
         hint="the error this one was raised from tells more; try model.float(), "
         "dynamic_batch=False or another opset",
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    root = error
+    while root.__cause__ is not None:  # torch.onnx wraps what went wrong in pages of advice
+        root = root.__cause__
+    return root
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

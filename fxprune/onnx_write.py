@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
+import onnxscript
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ExportError
 from fxprune.inputs import Inputs, batch_size, iter_leaves, map_leaves, map_tensors, with_batch
+from fxprune.onnx_trace import trace_onnx
 from fxprune.runtime import plain_name
 
 __all__ = ["SINGLE_FILE_BYTES", "carries_batch", "named_tensors", "write_onnx"]
@@ -59,6 +62,7 @@ def write_onnx(
     *,
     dynamic_batch: bool,
     opset: int | None,
+    traced: bool = False,
 ) -> int:
     """Write a model as ONNX, unchecked; weights too large for one file go beside it.
 
@@ -76,6 +80,8 @@ def write_onnx(
         Whether the leading size of the inputs that carry the batch stays open.
     opset : int or None
         Version of the ONNX operator set; None for the one torch recommends.
+    traced : bool
+        Follow one run of the model (see `fxprune.onnx_trace`) rather than its code.
 
     Returns
     -------
@@ -95,22 +101,48 @@ def write_onnx(
     if dynamic_batch and batch == 1:
         inputs = with_batch(inputs, 2)  # torch.export takes a size of 1 for a constant
     names: set[str] = set()
+    flat = _Flat(model, inputs).eval()
+    tensors = tuple(tensor for _, tensor in named_tensors(inputs))
+    taken = _distinct(_input_names(model, inputs), names)
+    given = _distinct(
+        (plain_name(step.removeprefix("output"), "output") for step in outputs), names
+    )
+    if traced:
+        is_open = [dynamic_batch and size is not None for size in open_sizes]
+        with _quiet():
+            trace_onnx(flat, tensors, path, opset, taken, given, is_open)
+        program = onnxscript.ir.load(path)
+        written = _tidy(program, names)
+        onnxscript.ir.save(program, path)
+        return written
     with _quiet():
         program = torch.onnx.export(
-            _Flat(model, inputs).eval(),
-            tuple(tensor for _, tensor in named_tensors(inputs)),
+            flat,
+            tensors,
             dynamo=True,
             verbose=False,
             opset_version=opset,
             dynamic_shapes=(open_sizes,) if dynamic_batch else None,
-            input_names=_distinct(_input_names(model, inputs), names),
-            output_names=_distinct(
-                (plain_name(step.removeprefix("output"), "output") for step in outputs), names
-            ),
+            input_names=taken,
+            output_names=given,
         )
     if program is None:
         raise ExportError("torch.onnx.export returned no program.")
-    graph = program.model.graph
+    written = _tidy(program.model, names)
+    if opset not in {None, written}:
+        raise ExportError(
+            "torch cannot write the model in this version of the operator set.",
+            seen=f"asked for {opset}, got {written}",
+            hint=f"pass opset={written}",
+        )
+    stored = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    program.save(path, external_data=sum(stored.values()) >= SINGLE_FILE_BYTES)
+    return written
+
+
+def _tidy(program: Any, names: set[str]) -> int:
+    """Give values their names, take out source lines; return the version of the operator set."""
+    graph = program.graph
     # torch gives an output its name even where a value in between has it already.
     outer = {id(value) for value in (*graph.inputs, *graph.outputs)}
     inner = [
@@ -125,16 +157,8 @@ def write_onnx(
         weight.name = weight.name if name == weight.name else _distinct([name], taken)[0]
     for node in graph.all_nodes():
         node.metadata_props.pop(_SOURCE_LINES, None)
-    written = program.model.opset_imports[""]
-    if opset not in {None, written}:
-        raise ExportError(
-            "torch cannot write the model in this version of the operator set.",
-            seen=f"asked for {opset}, got {written}",
-            hint=f"pass opset={written}",
-        )
-    stored = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    program.save(path, external_data=sum(stored.values()) >= SINGLE_FILE_BYTES)
-    return written
+        node.doc_string = None
+    return int(program.opset_imports[""])
 
 
 def named_tensors(value: object, root: str = "") -> list[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "Attends",
     "AuxInTraining",
     "Branches",
     "Detector",
@@ -156,6 +157,44 @@ class AuxInTraining(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.out(self.body(x))
         return y if y.sum() > 0 else y * 2
+
+
+def _shares(scores: Tensor) -> Tensor:
+    return scores.softmax(-1) / (scores.shape[-1] if scores.dim() else 1)
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+torch.fx.wrap("_shares")
+torch.fx.wrap("_centred")
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 12)
+        self.layer = nn.TransformerEncoderLayer(12, 3, 10, 0.0, batch_first=True)
+        self.pool = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.out, self.mix = nn.Linear(12, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _centred(self.layer(self.embed(x)))
+        return self.mix(_shares(self.out(y + self.pool(y, y, y)[0])))
+
+
+class Attends(nn.Module):
+    """Attention in a part that the Python code calls with as many tokens as it finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = _Attention(), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        tokens = x.flatten(2).transpose(1, 2)
+        few = tokens[:, : 7 + int((x[0, 0, 0] > 0).sum())]
+        return [self.head(self.body(part)).exp() for part in (tokens, few)]
 
 
 class NothingToCapture(nn.Module):

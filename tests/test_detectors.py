@@ -13,12 +13,14 @@ import torch
 from detector_models import DETECTORS, images, targets, tiny_detector
 from gate_checks import assert_close, assert_partition, no_dropout, random_keep, run
 from region_models import awake
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import VerificationError
+from fxprune.errors import ExportError, VerificationError
 from fxprune.gated_regions import GatedRegions
 from fxprune.handovers import region_paths
+from fxprune.onnx_trace import TracedExportWarning
+from fxprune.runtime import OnnxModel
 
 IMAGES = images((64, 64), (50, 80))
 
@@ -96,6 +98,47 @@ def test_it_trains_is_saved_and_loaded(gated: GatedRegions, tmp_path: Path) -> N
     assert region_paths(again) == gated.regions
     for a, b in zip(run(again, given), run(compact, given), strict=True):
         assert torch.equal(a, b)
+
+
+# -- ONNX
+def test_it_is_written_as_onnx_dense_and_compact(gated: GatedRegions, tmp_path: Path) -> None:
+    gated.float().set_keep(random_keep(gated, 0.6))
+    given = images((64, 64), dtype=torch.float32)
+    for model in (gated.compact(), tiny_detector().eval()):
+        with pytest.warns(TracedExportWarning, match="FasterRCNN follows one run"):
+            done = fxprune.export_onnx(
+                model,
+                tmp_path / "m.onnx",
+                (given,),
+                dynamic_batch=False,
+                traced=None if region_paths(model) else True,
+            )
+        assert done.traced
+        assert done.max_rel_error < 1e-4
+        written = OnnxModel(tmp_path / "m.onnx", threads=1)
+        assert written.input_names == ("images_0",)
+        other = torch.rand(3, 64, 64)
+        expected = run(model, [other])
+        actual = written.run(written.feed((other,)))
+        assert [a.shape for a in actual] == [tuple(e.shape) for e in expected]
+        torch.testing.assert_close(torch.from_numpy(actual[0]), expected[0], rtol=0, atol=1e-3)
+
+
+class _Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y if x[0, 0] > 0 else -y
+
+
+def test_a_decision_that_a_file_cannot_hold_is_refused(tmp_path: Path) -> None:
+    values = torch.tensor([[5.0, -1.0, -2.0, -3.0]])
+    with pytest.raises(ExportError, match="does not compute what torch computes"):
+        fxprune.export_onnx(_Decides(), tmp_path / "m.onnx", values, traced=True)
+    assert not list(tmp_path.iterdir())
 
 
 # -- all of torchvision's

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[type[nn.Module], Any]] = {
     "reads a weight": (small.ReadsWeight, X),
     "writes in place": (small.WritesInPlace, X),
     "mode": (small.AuxInTraining, X),
+    "attention": (small.Attends, X),
 }
 
 
@@ -114,6 +115,24 @@ def test_what_the_python_code_uses_is_frozen(name: str, member: str, reason: str
     _, gated, _ = gate(name)
     told = {str(axis.member): axis.reason for axis in gated.frozen}
     assert reason in told[member]
+
+
+def test_attention_inside_a_region_is_as_prunable_as_outside() -> None:
+    model, gated, _ = gate("attention")
+    alone = fxprune.auto_gate(model.get_submodule("body"), torch.zeros(2, 5, 3).double())
+    kinds = {(g.name.removeprefix("body."), g.kind, g.size) for g in gated.groups}
+    inside = {k for k in kinds if "layer" in k[0] or "pool" in k[0] or "embed" in k[0]}
+    assert {k[1] for k in inside} >= {"head", "head_dim", "channel"}
+    assert inside == {
+        (g.name, g.kind, g.size)
+        for g in alone.groups
+        if "layer" in g.name or "pool" in g.name or "embed" in g.name
+    }
+    told = {str(axis.member): axis.reason for axis in gated.frozen}
+    assert "_shares" in told["body.out.weight[0]"], "it makes a number of a size: it stays closed"
+    for x in (X[:, :, :5], -X[:1, :, :, :3]):
+        gated.set_keep(random_keep(gated, 0.6))
+        assert_equal_to_compact(gated, x)
 
 
 def test_heads_of_all_levels_are_one_region() -> None:

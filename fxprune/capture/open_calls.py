@@ -27,6 +27,7 @@ from fxprune.capture.containers import CONTAINERS, readable_forward
 from fxprune.capture.multihead import explicit_attention, prepare_attention
 from fxprune.capture.shaped import MetaTwins, ShapedTracer, Twin
 from fxprune.errors import CaptureError, FxpruneError
+from fxprune.inputs import Inputs
 
 __all__ = ["open_calls"]
 
@@ -35,7 +36,14 @@ Traced = tuple[ShapedTracer, fx.Graph]
 _ROUNDS = 4  # a function may call another one that was wrapped
 
 
-def open_calls(root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str, Any]) -> bool:
+def open_calls(
+    root: nn.Module,
+    graph: fx.Graph,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    *,
+    any_size: bool = False,
+) -> bool:
     """Replace opaque calls of a graph by what they do.
 
     Parameters
@@ -46,6 +54,8 @@ def open_calls(root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str,
         Rewritten.
     args, kwargs
         Example inputs.
+    any_size : bool
+        Leave a function closed where a size became a number.
 
     Returns
     -------
@@ -53,13 +63,11 @@ def open_calls(root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str,
         Whether any call was opened.
     """
     with torch.no_grad(), no_attention_fastpath():
-        opened = [_open_at(root, graph, args, kwargs, more) for more in (1, 0)]
+        opened = [_open_at(root, graph, (args, kwargs), more, any_size) for more in (1, 0)]
     return any(opened)
 
 
-def _open_at(
-    root: nn.Module, graph: fx.Graph, args: Any, kwargs: Mapping[str, Any], more: int
-) -> bool:
+def _open_at(root: nn.Module, graph: fx.Graph, inputs: Inputs, more: int, any_size: bool) -> bool:
     """Open what can be opened when the second batch size is `more` than the first.
 
     Where the batch is not axis 0, or a mask of batch times heads does not grow with it, the model
@@ -73,11 +81,11 @@ def _open_at(
         if more == 0:
             calls = [n for n in calls if n.op == "call_module"]
         if calls and not (values and all(values.keys() >= {*n.all_input_nodes} for n in calls)):
-            values = _walk(root, graph, args, kwargs, more) or {}
+            values = _walk(root, graph, *inputs, more) or {}
         if not calls or not values:
             break
         for node in calls:
-            if _Opening(root, graph, node, values, traces).run():
+            if _Opening(root, graph, node, values, traces, any_size).run():
                 changed = True
             else:
                 refused.add(node)
@@ -151,12 +159,14 @@ class _Opening:
         node: fx.Node,
         values: dict[fx.Node, Twin],
         traces: dict[Any, Traced],
+        any_size: bool,
     ) -> None:
         self.root = root
         self.traces = traces
         self.graph = graph
         self.node = node
         self.values = values
+        self.any_size = any_size
         self.inputs = list(node.all_input_nodes)
         self.module = fetch(root, str(node.target)) if node.op == "call_module" else None
 
@@ -170,10 +180,14 @@ class _Opening:
             tracer, traced = self._traced()
         except Exception:  # noqa: BLE001  # whatever it is: the call stays
             return False
-        if not self._replaceable(traced):
+        if not self._replaceable(traced) or not self._fits(tracer):
             return False
         self._splice(tracer, traced)
         return True
+
+    def _fits(self, tracer: ShapedTracer) -> bool:
+        """Return whether the trace holds for the sizes the call will see: modules take any."""
+        return self.module is not None or not (self.any_size and (tracer.read or tracer.read_more))
 
     def _traced(self) -> Traced:
         """Trace the call; a function's calls that look alike are traced once.

@@ -17,6 +17,8 @@ from fxprune._copies import share_tensors
 from fxprune.borders import Borders, MisfitError, RegionCall, region_key, split_key
 from fxprune.capture import Captured, trace
 from fxprune.capture.observe import observe
+from fxprune.capture.open_calls import open_calls
+from fxprune.capture.symbolic import graph_text
 from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs
 
@@ -166,6 +168,28 @@ class Regions:
         nodes = self.graphs[region_key(path, "eval")].nodes
         return sum(n.op == "placeholder" and not n.args for n in nodes), frozenset()
 
+    def open_calls(self, borders: Borders) -> None:
+        """Open opaque calls inside the regions.
+
+        The Python code hands a region tensors of many sizes, so a function that makes numbers of
+        them stays closed.
+
+        Parameters
+        ----------
+        borders : Borders
+            How the regions are called.
+        """
+        for path in self.paths:
+            module = self.model.get_submodule(path)
+            args, kwargs = next(call for call in borders.calls if call.path == path).inputs
+            keys = [key for key in self.graphs if split_key(key)[0] == path]
+            inner = {key: _unprefixed(self.graphs[key], path) for key in keys}
+            opened = [open_calls(module, g, args, kwargs, any_size=True) for g in inner.values()]
+            if any(opened):
+                self.graphs.update({key: _prefixed(g, path) for key, g in inner.items()})
+                if len(set(map(graph_text, inner.values()))) == 1:
+                    self.graphs.pop(region_key(path, "train"), None)
+
 
 def find_regions(model: nn.Module) -> Regions:
     """Return the largest parts of a model that can be captured.
@@ -218,4 +242,13 @@ def _prefixed(graph: fx.Graph, path: str) -> fx.Graph:
     for node in made.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
+    return made
+
+
+def _unprefixed(graph: fx.Graph, path: str) -> fx.Graph:
+    """Return a copy of a graph whose names start at the region."""
+    made = copy.deepcopy(graph)
+    for node in made.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = str(node.target).removeprefix(f"{path}.")
     return made

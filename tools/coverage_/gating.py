@@ -137,6 +137,7 @@ class Gating:
                     Path(folder) / "model.onnx",
                     self._inputs,
                     dynamic_batch=not self._subject.listed,
+                    traced=self._subject.listed,
                 )
             except FxpruneError as error:
                 wrong = isinstance(error.__cause__, VerificationError)
