@@ -200,7 +200,7 @@ def test_a_wrong_compact_model_is_found(tool, tiny, monkeypatch):
 
 def test_masks_that_reach_nothing_prove_nothing(tool, tiny):
     gated = auto_gate(tiny.build(), tiny.inputs())
-    whole = tool.gating._outputs(gated, tiny.inputs())
+    whole = tool.gating._outputs(gated, tiny.inputs(), gated)
     with pytest.raises(VerificationError, match="do not change the output"):
         tool.gating._check_change(whole, whole, gated)
 

@@ -33,7 +33,8 @@ def _free_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def original() -> nn.Module:
-    return awake(tiny_detector())
+    model: nn.Module = awake(tiny_detector())
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ class _Decides(nn.Module):
         self.layer = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x)
+        y: Tensor = self.layer(x)
         return y if x[0, 0] > 0 else -y
 
 
