@@ -16,7 +16,7 @@ from region_models import awake
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import ExportError, VerificationError
+from fxprune.errors import ExportError, InputError, VerificationError
 from fxprune.gated_regions import GatedRegions
 from fxprune.handovers import region_paths
 from fxprune.onnx_trace import TracedExportWarning
@@ -99,6 +99,23 @@ def test_it_trains_is_saved_and_loaded(gated: GatedRegions, tmp_path: Path) -> N
     assert region_paths(again) == gated.regions
     for a, b in zip(run(again, given), run(compact, given), strict=True):
         assert torch.equal(a, b)
+
+
+def test_other_sizes_and_empty_targets(gated: GatedRegions) -> None:
+    gated.set_keep(random_keep(gated, 0.6))
+    compact = gated.compact()
+    given = images((40, 120), (130, 30), (64, 64))
+    fxprune.verify(gated, compact, (given,), rtol=1e-9)
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()} for _ in given]
+    fxprune.verify(gated.train(), compact.train(), (given, nothing), rtol=1e-9)
+    for model in (gated, compact):
+        with pytest.raises(AssertionError, match="targets should not be none when in training"):
+            model(given)
+
+
+def test_a_list_that_is_one_argument_is_explained(original: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"3d tensors[\s\S]*\(\[image\],\)"):
+        fxprune.auto_gate(original, [IMAGES[0]])
 
 
 # -- ONNX

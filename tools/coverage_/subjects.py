@@ -89,11 +89,20 @@ _KINDS: Mapping[str, tuple[Mapping[str, Any], tuple[tuple[int, ...], ...]]] = {
     "raft": ({}, ((2, 3, 128, 128),) * 2),
 }
 # Detectors resize what they get, to 800 pixels and more by default; the SSDs to what is in a name.
+# Their heads see every box: few are enough, and all are kept, so that something is always found.
+_FEW = {
+    "rpn_pre_nms_top_n_test": 60,
+    "rpn_post_nms_top_n_test": 40,
+    "box_detections_per_img": 20,
+    "box_score_thresh": 0.0,
+}
+_DENSE = {"score_thresh": 0.0, "detections_per_img": 20, "topk_candidates": 30}
+_SMALL = {"min_size": 128, "max_size": 160}
 _DETECTORS: Mapping[str, Mapping[str, Any]] = {
-    "rcnn": {"min_size": 128, "max_size": 160},
-    "retinanet": {"min_size": 128, "max_size": 160},
-    "fcos": {"min_size": 128, "max_size": 160},
-    "ssd": {},
+    "rcnn": {**_SMALL, **_FEW},
+    "retinanet": {**_SMALL, **_DENSE},
+    "fcos": {**_SMALL, **_DENSE},
+    "ssd": _DENSE,
 }
 
 
