@@ -91,6 +91,26 @@ class Draws(Net):
         return y * torch.rand(8, 1, 1, dtype=torch.float64) if y.shape[2] > 2 else y
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm with its activation: tracing makes it a plain norm, and the model is another then."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(
+            F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training
+            )
+        )
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = NormAct(8)
+
+    def between(self, y: Tensor) -> Tensor:
+        return self.norm(y)
+
+
 class Defaults(Net):
     def forward(self, x: Tensor, times: int = 2, mask: Tensor | None = None) -> Tensor:
         y = self.a(x)
@@ -113,6 +133,7 @@ def captured(kind: type[nn.Module], example: Any = None) -> tuple[nn.Module, Gat
         (ManyConstants, SHAPES),
         (Quiet, SHAPES),
         (Uncast, SHAPES),
+        (Normed, SHAPES),
         (AsksForType, EXPORT),
         (WritesConstant, EXPORT),
         (Draws, EXPORT),
@@ -137,6 +158,7 @@ def test_the_graph_computes_what_the_model_does(kind: type[nn.Module], way: str)
     ("kind", "good", "bad", "message"),
     [
         (Net, (12, 9), (6, 8), r"with x.size\(2\) % 4 == 0"),
+        (Normed, (12, 9), (6, 8), r"with x.size\(2\) % 4 == 0"),
         (Cut, (12, 9), (8, 4), r"with x.size\(3\) >= 8"),
         (Limited, (12, 12), (32, 32), r"< 20 == True"),
     ],

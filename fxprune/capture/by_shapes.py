@@ -71,15 +71,15 @@ def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
 
         def trace(training: bool, twins: list[Twin] = twins) -> fx.Graph:
             with in_mode(model, training):
-                return _Tracer(model, tree, twins).run(model)
+                graph = _Tracer(model, tree, twins).run(model)
+            if not training:
+                check_agreement(model, graph, inputs)
+            return graph
 
         try:
-            graphs = capture_modes(model, trace)
-            check_agreement(model, graphs["eval"], inputs)
+            return capture_modes(model, trace)
         except CaptureError as error:
             last = error
-        else:
-            return graphs
     raise last
 
 
