@@ -71,10 +71,11 @@ class Subject:
 
 # The first part of a name that fits says how to build it and what it reads.
 _KINDS: Mapping[str, tuple[Mapping[str, Any], tuple[tuple[int, ...], ...]]] = {
-    "quantized_inception": ({"quantize": False, "init_weights": False}, ((2, 3, 139, 139),)),
+    "quantized_inception": ({"quantize": False, "init_weights": False}, ((2, 3, 299, 299),)),
     "quantized_googlenet": ({"quantize": False, "init_weights": False}, (_IMAGE,)),
     "quantized_": ({"quantize": False}, (_IMAGE,)),
-    "inception": ({"init_weights": False}, ((2, 3, 139, 139),)),
+    # In training its auxiliary head needs a map of 17 x 17.
+    "inception": ({"init_weights": False}, ((2, 3, 299, 299),)),
     "googlenet": ({"init_weights": False}, (_IMAGE,)),
     "vit_h_14": ({"image_size": 56}, ((2, 3, 56, 56),)),
     "vit": ({"image_size": 64}, (_IMAGE,)),
