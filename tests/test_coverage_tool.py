@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 def tool():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tools"))
-        names = ("processes", "subjects", "gating", "peer", "page", "rows", "zoo")
+        names = ("processes", "subjects", "doubled", "gating", "peer", "page", "rows", "zoo")
         parts = {name: importlib.import_module(f"coverage_.{name}") for name in names}
         yield SimpleNamespace(main=importlib.import_module("coverage"), **parts)
 
@@ -323,3 +323,29 @@ def test_models_can_be_listed(tool, capsys):
     assert capsys.readouterr().out == "vit_h_14 \n"
     assert tool.main.main(["--zoo", "timm", "--only", "vgg", "--list", "--rows", "none.csv"]) == 0
     assert capsys.readouterr().out == "timm:vgg11 \n"
+
+
+class WritesFloat(nn.Module):
+    """Makes float32 in its code: it does not run in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x.float() / 3) + torch.arange(6, dtype=torch.float32) / 7)
+
+
+def test_float32_in_the_code_means_float64_where_models_are_compared(tool):
+    model, x = WritesFloat().double().eval(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="dtype|type"):
+        model(x)
+    with tool.doubled.in_double(model, (x,)):
+        assert model(x).dtype is torch.float64
+        gated = auto_gate(model, x)
+        torch.testing.assert_close(gated(x), model(x), rtol=1e-12, atol=0)
+    assert torch.get_default_dtype() is torch.float32
+    assert x.float().dtype is torch.float32
+    plain = nn.Conv2d(3, 8, 3).double()
+    with tool.doubled.in_double(plain, (x,)):
+        assert x.float().dtype is torch.float32

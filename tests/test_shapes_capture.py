@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from gate_checks import assert_close, assert_equal_to_compact, random_keep, run
 from torch import Tensor, nn
 
@@ -91,6 +92,18 @@ class Draws(Net):
         return y * torch.rand(8, 1, 1, dtype=torch.float64) if y.shape[2] > 2 else y
 
 
+class Raft(nn.Module):
+    """torchvision's RAFT with two of its updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torchvision.models.optical_flow.raft_small()
+
+    def forward(self, one: Tensor, two: Tensor) -> list[Tensor]:
+        flows: list[Tensor] = self.net(one, two, num_flow_updates=2)
+        return flows
+
+
 class NormAct(nn.BatchNorm2d):
     """A norm with its activation: tracing makes it a plain norm, and the model is another then."""
 
@@ -152,6 +165,22 @@ def test_the_graph_computes_what_the_model_does(kind: type[nn.Module], way: str)
     if kind is not Draws:
         gated.set_keep(random_keep(gated, 0.5))
         assert_equal_to_compact(gated, inputs())
+
+
+def test_optical_flow_with_its_correlation_pyramid() -> None:
+    model = Raft().eval()
+    example = (torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128))
+    gated = fxprune.auto_gate(model, example)
+    assert gated.settings.captured == SHAPES
+    assert list(gated._mode_graphs) == ["eval"]
+    pair = (torch.rand(1, 3, 128, 136), torch.rand(1, 3, 128, 136))
+    with torch.no_grad():
+        for flow, expected in zip(gated(*pair), model(*pair), strict=True):
+            torch.testing.assert_close(flow, expected)
+        gated.set_keep(random_keep(gated, 0.5))
+        for flow, expected in zip(gated.compact()(*pair), gated(*pair), strict=True):
+            torch.testing.assert_close(flow, expected, rtol=1e-4, atol=1e-4)
+    assert fxprune.explain(gated).prunable_params > 0.99
 
 
 @pytest.mark.parametrize(

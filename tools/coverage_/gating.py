@@ -8,12 +8,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from coverage_.doubled import in_double
 from coverage_.processes import Stage, measured_peak, one_line
 from coverage_.subjects import Subject, randomise
 from fxprune.api import auto_gate
@@ -50,6 +52,7 @@ class Gating:
         self._inputs: tuple[Any, ...] = ()
         self._model = nn.Module()
         self._half = nn.Module()
+        self._doubled = ExitStack()
         # ONNX files are of float32; where none is written, one analysis in float64 does for all
         self._dtype = torch.float32 if onnx else torch.float64
         self._gated: GatedModule | None = None
@@ -66,6 +69,8 @@ class Gating:
     def _build(self) -> Mapping[str, Any]:
         self._model = self._subject.build().to(self._dtype)
         self._inputs = self._subject.inputs(self._dtype)
+        if self._dtype is torch.float64:
+            self._doubled.enter_context(in_double(self._model, self._inputs))
         randomise(self._model, self._inputs)
         tensors = [*self._model.parameters(), *self._model.buffers()]
         return {
@@ -102,8 +107,11 @@ class Gating:
 
     def _equal(self) -> Mapping[str, Any]:
         """Compare original, gated and compact in float64, with random masks."""
+        with in_double(self._model.double(), self._subject.inputs(torch.float64)):
+            return self._compare()
+
+    def _compare(self) -> Mapping[str, Any]:
         inputs = self._subject.inputs(torch.float64)
-        self._model.double()
         gated = self._gated if self._gated is not None else auto_gate(self._model, inputs)
         gated.set_keep({group.name: torch.ones(group.size).bool() for group in gated.groups})
         rtol = RTOL[torch.float64]
