@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "is_pointwise",
     "is_view",
     "no_attention_fastpath",
+    "no_torch_modes",
     "quiet_export",
     "storage_key",
     "op_name",
@@ -107,6 +108,13 @@ def quiet_export() -> Iterator[None]:
             yield
     finally:
         log.setLevel(before)
+
+
+@contextlib.contextmanager
+def no_torch_modes() -> Iterator[None]:
+    """Run code as if no mode that watches torch's functions and operators were active."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["holder", "match", "own_tensors", "share_tensors"]
+__all__ = ["holder", "match", "own_functions", "own_tensors", "share_tensors"]
 
 
 def holder(module: nn.Module) -> nn.Module:
@@ -18,9 +19,19 @@ def holder(module: nn.Module) -> nn.Module:
         made.__dict__[store] = dict(getattr(module, store))
     made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     extra = {k: v for k, v in module.__dict__.items() if k.startswith("_tensor_constant")}
+    extra |= own_functions(module)
     made.__dict__.update(extra)
     made.training = module.training
     return made
+
+
+def own_functions(module: nn.Module) -> dict[str, type[torch.autograd.Function]]:
+    """Return the classes with a gradient of their own that a captured graph calls, by attribute."""
+    return {
+        name: held
+        for name, held in module.__dict__.items()
+        if isinstance(held, type) and issubclass(held, torch.autograd.Function)
+    }
 
 
 def match(module: nn.Module, root: nn.Module) -> None:
@@ -30,6 +41,8 @@ def match(module: nn.Module, root: nn.Module) -> None:
     """
     sources = dict(root.named_modules())
     for path, child in module.named_modules():
+        if isinstance(child, torch.jit.ScriptModule):
+            continue
         if type(child) is nn.Module:
             child.training = sources[path].training if path in sources else root.training
         known = sources[path]._non_persistent_buffers_set if path in sources else set()
@@ -50,6 +63,8 @@ def own_tensors(root: nn.Module, shared: Mapping[int, Tensor]) -> None:
     """Replace tensors that are still shared by copies; tied ones stay tied."""
     made: dict[int, Tensor] = {}
     for module in root.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # a copy of one has tensors of its own
         for store in (module._parameters, module._buffers):
             for leaf, tensor in store.items():
                 if tensor is not None and id(tensor) in shared:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from torch import fx, nn
 
+from fxprune._copies import own_functions
+
 __all__ = ["in_mode", "join_modes", "merge_modules", "split_modes"]
 
 _MODES = "modes"
@@ -76,6 +78,7 @@ def merge_modules(root: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule
         parent, _, leaf = name.rpartition(".")
         if not hasattr(root.get_submodule(parent), leaf):
             root.get_submodule(parent).register_buffer(leaf, buffer)
+    root.__dict__.update(own_functions(other))
     return root
 
 

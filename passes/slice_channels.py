@@ -86,6 +86,8 @@ class SliceChannels(Pass):
                 before, after = str(tuple(tensor.shape)), str(tuple(small.shape))
                 edits.append(Edit(self.name, name, before, after, "removed channels are cut out"))
         for module in gm.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # nothing in it is sliced, and its stores are no dicts
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:
                 store.update({k: sliced[id(t)] for k, t in store.items() if id(t) in sliced})

@@ -1,19 +1,19 @@
-"""Run operators on meta tensors, also where nothing tells the shapes of what they return."""
+"""Run operators and foreign code for shapes, also where these cannot run on meta tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxprune._compat import op_name
+from fxprune._compat import no_torch_modes, op_name
 from fxprune.analysis.known import replaced
 from fxprune.analysis.layouts import run_remembering
 from fxprune.inputs import map_tensors
 
-__all__ = ["run_operator"]
+__all__ = ["run_blindly", "run_operator"]
 
 
 def run_operator(
@@ -42,6 +42,29 @@ def run_operator(
     else:
         args, kwargs = replaced(args, known), replaced(kwargs, known)
     return map_tensors(func(*args, **kwargs), _like)
+
+
+def run_blindly(call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Return what foreign code makes of tensors of zeros, as meta tensors.
+
+    For code that reads values, by numpy or a kernel of its own: nothing is known of its result but
+    the shapes.
+
+    Parameters
+    ----------
+    call : callable
+        A function, or a real module; it is run once, on the CPU.
+    args, kwargs
+        With meta tensors.
+
+    Raises
+    ------
+    Exception
+        Whatever the code raises.
+    """
+    with no_torch_modes():
+        real_args, real_kwargs = map_tensors((args, kwargs), _zeros)
+        return map_tensors(call(*real_args, **real_kwargs), _like)
 
 
 def _like(tensor: Tensor) -> Tensor:

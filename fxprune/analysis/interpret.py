@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from fxprune._compat import no_attention_fastpath, storage_key
 from fxprune._graphs import fetch, plain_arguments
 from fxprune.analysis.axes import TensorIds
+from fxprune.analysis.foreign import run_blindly
 from fxprune.analysis.nodes import RESIZABLE, describe_node, is_plain, is_torch
 from fxprune.analysis.op import flat_tensors
 from fxprune.analysis.sizes import SizeBook
@@ -128,8 +130,8 @@ class _Walk:
             value = self._value(node, values)
         except FxpruneError:
             raise
-        except Exception as error:
-            raise self._failed(node, error) from error
+        except Exception as error:  # noqa: BLE001  # told, where nothing else helps
+            value = self._blind_value(node, error)
         mutated = list(tracker.mutated)
         if tracker.opaque and not _transparent(value):
             self._freeze_handed_over(node)
@@ -168,6 +170,30 @@ class _Walk:
             return target(*args, **kwargs)
         self.trace.outputs = [self.tracker.record(t).ids for t in flat_tensors(args[0])]
         return args[0]
+
+    def _blind_value(self, node: fx.Node, error: Exception) -> Any:
+        """Run foreign code that does not run without data on zeros; freeze what it touches."""
+        args = plain_arguments(node.args, self.env.__getitem__)
+        kwargs = plain_arguments(node.kwargs, self.env.__getitem__)
+        held: list[Tensor] = []
+        try:
+            if not self.tracker.opaque:
+                raise error
+            call: Any = node.target
+            if node.op == "call_method":
+                call, args = args[0].apply, args[1:]
+            if node.op == "call_module":
+                module = fetch(self.root, str(node.target))
+                held = [self._twin(t) for t in module.parameters()]
+                call = copy.deepcopy(module).eval()
+            value = run_blindly(call, args, kwargs)
+        except Exception:  # noqa: BLE001  # the first failure says more
+            raise self._failed(node, error) from error
+        for tensor in flat_tensors([args, kwargs, held]):
+            for axis in self.tracker.record(tensor).ids:
+                reason = f"{self.tracker.where} is foreign code that needs data to run"
+                self.tracker.space.freeze(axis, reason)
+        return value
 
     def _freeze_unknown(self, module: nn.Module, around: Any) -> None:
         """Freeze what a module keeps to itself: sizes nobody updates, or foreign code around it."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fxprune._graphs import fetch
 
-__all__ = ["RESIZABLE", "describe_node", "is_plain", "is_torch"]
+__all__ = ["RESIZABLE", "describe_node", "is_plain", "is_torch", "own_function"]
 
 RESIZABLE = (
     *(_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
@@ -25,6 +26,9 @@ def describe_node(node: fx.Node) -> str:
         if isinstance(node.target, str)
         else getattr(node.target, "__name__", str(node.target))
     )
+    held = node.args[0] if node.op == "call_method" and node.args else None
+    if target == "apply" and isinstance(held, fx.Node):
+        target = f"{held.target}.apply"
     stack = node.meta.get("nn_module_stack")
     inside = ""
     if stack and node.op != "call_module":
@@ -36,6 +40,8 @@ def describe_node(node: fx.Node) -> str:
 
 def is_plain(module: nn.Module) -> bool:
     """Return whether a leaf module runs nothing but torch's own code."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     lists = getattr(module, "parametrizations", None)
     held = [] if lists is None else [p for name, p in lists.named_modules() if name.count(".") == 1]
     parts = [module, *held]
@@ -52,4 +58,13 @@ def is_torch(root: nn.Module, node: fx.Node) -> bool:
         return module.partition(".")[0] in ("torch", "_operator", "math", "builtins", "")
     if node.op == "call_module":
         return is_plain(fetch(root, str(node.target)))
-    return True
+    return own_function(root, node) is None
+
+
+def own_function(root: nn.Module, node: fx.Node) -> type[torch.autograd.Function] | None:
+    """Return the class whose ``apply`` a node calls, if it is an own `torch.autograd.Function`."""
+    held = node.args[0] if node.op == "call_method" and node.args else None
+    if not isinstance(held, fx.Node) or held.op != "get_attr" or node.target != "apply":
+        return None
+    cls = fetch(root, str(held.target))
+    return cls if isinstance(cls, type) and issubclass(cls, torch.autograd.Function) else None

@@ -215,6 +215,8 @@ class _Probe:
     def _call(self, node: fx.Node, given: Any, training: bool) -> Any:
         args, kwargs = copy.deepcopy(given)
         target: Any = node.target
+        if node.op == "call_method":
+            target, args = getattr(args[0], str(node.target)), args[1:]
         if node.op == "call_module":
             target = copy.deepcopy(fetch(self.root, str(node.target))).cpu().train(training)
         with torch.random.fork_rng(devices=[]):

@@ -35,6 +35,7 @@ _MADE = {
     f"aten::{new}{name}" for new in ("", "new_") for name in ("empty", "zeros", "ones", "full")
 }
 _MAKES_IDS = _MADE | {"aten::expand", "aten::repeat"}  # of positions that they put there
+_UNMOVED = frozenset(("aten::detach", "aten::alias"))  # views that hold no size
 _META = torch.device("meta")
 
 Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
@@ -334,7 +335,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
             op.freeze(first.ids, f"{op.where} changes the number of axes in place")
             first.ids = none_ids(first.tensor.dim())
             return
-        if self.opaque and is_view(func):
+        if self.opaque and is_view(func) and name not in _UNMOVED:
             self._freeze_moved(op, tensors)
         self._run_rule(found, op)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["traced_factories"]
+__all__ = ["first_proxy", "traced_factories"]
 
 _NAMES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
 
@@ -35,7 +35,7 @@ def traced_factories() -> Iterator[None]:
 def _traced(factory: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(factory)
     def call(*args: Any, **kwargs: Any) -> Any:
-        proxy = _first_proxy((args, kwargs))
+        proxy = first_proxy((args, kwargs))
         if proxy is None:
             return factory(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
@@ -43,11 +43,12 @@ def _traced(factory: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _first_proxy(value: Any) -> fx.Proxy | None:
+def first_proxy(value: Any) -> fx.Proxy | None:
+    """Return the first traced value in nested arguments, or None."""
     if isinstance(value, fx.Proxy):
         return value
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, (list, tuple)):
-        return next((p for p in map(_first_proxy, value) if p is not None), None)
+        return next((p for p in map(first_proxy, value) if p is not None), None)
     return None

@@ -21,6 +21,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxprune._compat import no_attention_fastpath
 from fxprune._graphs import fetch, plain_arguments
+from fxprune.analysis.foreign import run_blindly
 from fxprune.analysis.interpret import bind_inputs
 from fxprune.analysis.nodes import is_plain, is_torch
 from fxprune.capture.containers import CONTAINERS, readable_forward
@@ -63,7 +64,9 @@ def open_calls(
         Whether any call was opened.
     """
     with torch.no_grad(), no_attention_fastpath():
-        opened = [_open_at(root, graph, (args, kwargs), more, any_size) for more in (1, 0)]
+        opened = [
+            _open_at(root, graph, (tuple(args), dict(kwargs)), more, any_size) for more in (1, 0)
+        ]
     return any(opened)
 
 
@@ -117,13 +120,25 @@ def _walk(
                 if node.op == "placeholder":
                     env[node] = bound[node.name]
                 elif node.op != "output":
-                    env[node] = twins.run(root, node, env.__getitem__)
+                    env[node] = _value(twins, root, node, env)
             sides.append(env)
     except FxpruneError:
         return None
     except Exception:  # noqa: BLE001  # the analysis tells the user, with more to say
         return None
     return {node: (value, sides[1][node]) for node, value in sides[0].items()}
+
+
+def _value(twins: MetaTwins, root: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    """Return a node's value on meta tensors; foreign code may need data for it."""
+    try:
+        return twins.run(root, node, env.__getitem__)
+    except Exception:
+        if node.op != "call_function" or is_torch(root, node):
+            raise
+        target: Any = node.target
+        args, kwargs = (plain_arguments(a, env.__getitem__) for a in (node.args, node.kwargs))
+        return run_blindly(target, args, kwargs)
 
 
 def _enlarged(value: Any, more: int) -> Any:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+import torch
 from torch import fx, nn
 
-from fxprune._copies import share_tensors
+from fxprune._copies import own_functions, share_tensors
 from fxprune.borders import Borders, MisfitError, RegionCall, region_key, split_key
 from fxprune.capture import Captured, trace
 from fxprune.capture.observe import observe
@@ -77,6 +78,8 @@ class Regions:
     def add(self, path: str, call: RegionCall | None = None) -> bool:
         """Capture a module as a region, for calls of one form; return whether that worked."""
         module = self.model.get_submodule(path)
+        if isinstance(module, torch.jit.ScriptModule):
+            return False
         plain = type(module).forward is not nn.Module.forward
         if not plain or module._forward_hooks or module._forward_pre_hooks:
             return False
@@ -100,6 +103,7 @@ class Regions:
         for name, value in vars(traced).items():
             if name.startswith("_tensor_constant"):
                 setattr(module, name, value)
+        module.__dict__.update(own_functions(traced))
         for path, old in list(module.named_modules(remove_duplicate=False)):
             new = traced.get_submodule(path)
             if type(new) is not type(old):

@@ -26,6 +26,7 @@ from fxprune.analysis.layouts import RememberedLayouts
 from fxprune.capture.containers import CONTAINERS, readable_forward
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.multihead import explicit_attention
+from fxprune.capture.own_gradients import kept_gradients
 from fxprune.capture.symbolic import SymbolicTracer
 
 __all__ = ["MetaTwins", "ShapedTracer", "Twin"]
@@ -213,7 +214,7 @@ class ShapedTracer(SymbolicTracer):
 
     def run(self, root: nn.Module | Callable[..., Any]) -> fx.Graph:
         """Trace the call; `root` is the module called, or a function."""
-        with torch.no_grad(), traced_factories():
+        with torch.no_grad(), traced_factories(), kept_gradients():
             return self.trace(root)
 
     def create_args_for_root(
@@ -242,6 +243,10 @@ class ShapedTracer(SymbolicTracer):
         if isinstance(m, CONTAINERS):
             forward = readable_forward(m)
         return super().call_module(m, forward, args, kwargs)
+
+    def keep_function(self, cls: type, args: Any) -> Any:
+        """Leave a call whole that holds an own `torch.autograd.Function`."""
+        raise fx.proxy.TraceError(f"{cls.__name__} has a gradient of its own")
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Give traced parameters, but not while a twin is computed."""

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from fxprune._compat import forget_tracer
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.lines import raised_at
+from fxprune.capture.own_gradients import call_of_function, kept_gradients
 from fxprune.capture.plain_modules import use_plain_modules
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode
@@ -51,6 +52,8 @@ class SymbolicTracer(fx.Tracer):
         """Keep torch's own modules whole, and small ones that branch on `training` themselves."""
         if isinstance(m, SIZED):
             return False
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
         if super().is_leaf_module(m, module_qualified_name):
             return True
         childless = next(m.children(), None) is None and next(m.parameters(), None) is None
@@ -77,6 +80,10 @@ class SymbolicTracer(fx.Tracer):
         path, leaf, held = self._places.get(id(value), ("", "", {}))
         # a forward may replace its tensors; getattr would be traced here
         return f"{path}{leaf}" if held.get(leaf) is value else None
+
+    def keep_function(self, cls: type, args: Any) -> Any:
+        """Make a call of an own `torch.autograd.Function` a node."""
+        return call_of_function(self, cls, args)
 
     def create_arg(self, a: Any) -> Any:
         """Keep an OrderedDict one: torch.fx would make it a plain dict."""
@@ -169,7 +176,7 @@ def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
 
 def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     try:
-        with traced_factories():
+        with traced_factories(), kept_gradients():
             graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:
         raise failure(model, error) from error
