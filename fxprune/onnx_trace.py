@@ -9,15 +9,34 @@ compared on further values, and the caller is warned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.inputs import Inputs, map_tensors
+from fxprune.errors import VerificationError
+from fxprune.inputs import Inputs, fit_inputs, flatten_outputs, map_tensors
+from fxprune.verify import compare_outputs
 
-__all__ = ["TracedExportWarning", "decides_by_values", "shuffled", "trace_onnx"]
+__all__ = [
+    "TRACED_RTOL",
+    "TracedExportWarning",
+    "decides_by_values",
+    "draws",
+    "is_settled",
+    "trace_onnx",
+]
+
+
+_DRAWS = 6
+TRACED_RTOL = 1e-3
+"""Allowed error of such a file, as a share of the output's largest magnitude (no unit).
+
+Ten times that of float32: what a detector pools depends on boxes that it computed before, and their
+rounding errors with the slope of the features (1.2e-4 was seen).
+"""
 
 
 class TracedExportWarning(UserWarning):
@@ -80,14 +99,51 @@ def trace_onnx(
     )
 
 
-def shuffled(inputs: Inputs) -> Inputs:
-    """Return the inputs with the values of each tensor in another order, always the same.
+def draws(inputs: Inputs) -> Iterator[Inputs]:
+    """Yield the inputs, then the same with the values of each tensor in other orders.
 
     Parameters
     ----------
     inputs : tuple of (tuple, dict)
+
+    Yields
+    ------
+    tuple of (tuple, dict)
+        Always the same ones.
     """
-    generator = torch.Generator().manual_seed(0)
+    yield inputs
+    for seed in range(_DRAWS):
+        yield _shuffled(inputs, seed)
+
+
+def is_settled(model: nn.Module, inputs: Inputs) -> bool:
+    """Return whether a model returns on these inputs what it returns in double precision.
+
+    Where it does not, rounding decides, and no two programs need agree.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In single precision or less; copied.
+    inputs : tuple of (tuple, dict)
+    """
+    results = []
+    for made in (model, copy.deepcopy(model).double()):
+        args, kwargs = map_tensors(fit_inputs(made, inputs), lambda t: t.detach().clone())
+        try:
+            returned = flatten_outputs(made(*args, **kwargs))
+        except Exception:  # noqa: BLE001  # it computes in one precision only: nothing is known
+            return True
+        results.append([(path, t.float() if t.is_floating_point() else t) for path, t in returned])
+    try:
+        compare_outputs(*results, rtol=TRACED_RTOL)
+    except VerificationError:
+        return False
+    return True
+
+
+def _shuffled(inputs: Inputs, seed: int) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
 
     def shuffle(tensor: Tensor) -> Tensor:
         order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)

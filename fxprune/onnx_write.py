@@ -111,9 +111,9 @@ def write_onnx(
         is_open = [dynamic_batch and size is not None for size in open_sizes]
         with _quiet():
             trace_onnx(flat, tensors, path, opset, taken, given, is_open)
-        program = onnxscript.ir.load(path)
-        written = _tidy(program, names)
-        onnxscript.ir.save(program, path)
+        loaded = onnxscript.ir.load(path)
+        written = _tidy(loaded, names)
+        onnxscript.ir.save(loaded, path)
         return written
     with _quiet():
         program = torch.onnx.export(

@@ -148,10 +148,16 @@ class Gating:
                     traced=self._subject.listed,
                 )
             except FxpruneError as error:
-                wrong = isinstance(error.__cause__, VerificationError)
-                return {"answer": "differs" if wrong else "no", "why": one_line(error)}
+                return {"answer": "differs" if _is_wrong(error) else "no", "why": one_line(error)}
             seconds = round(time.perf_counter() - started, 1)
         return {"answer": "yes", "error": done.max_rel_error, "seconds": seconds}
+
+
+def _is_wrong(error: BaseException | None) -> bool:
+    """Return whether an export failed because the file computes something else."""
+    return error is not None and (
+        isinstance(error, VerificationError) or _is_wrong(error.__cause__)
+    )
 
 
 def _captured(gated: GatedModule) -> str:
