@@ -24,6 +24,7 @@ from fxprune.errors import (
     UnsupportedOpError,
 )
 from fxprune.gated import GatedModule
+from fxprune.gated_graph import GatedGraph
 from fxprune.inputs import ExampleInputs, Inputs, fit_inputs, normalize_inputs
 from fxprune.settings import Recipe, Settings, check_round_to
 
@@ -202,6 +203,14 @@ def _check_model(model: Any) -> None:
         raise ConfigError(
             "The model given to auto_gate is gated already.",
             hint="call compact() on it first to prune what is left once more",
+        )
+    held = {**model._modules, **model._parameters, **model._buffers}
+    taken = next((name for name in held if hasattr(GatedGraph, name)), None)
+    if taken is not None:
+        raise ConfigError(
+            "A part of the model has a name that a gated or captured model uses itself.",
+            where=taken,
+            hint=f"rename self.{taken}, or give nn.Sequential(model)",
         )
     if model._forward_hooks or model._forward_pre_hooks:
         raise ConfigError(

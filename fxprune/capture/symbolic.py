@@ -15,6 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from types import FrameType
 from typing import Any
 
@@ -86,7 +87,7 @@ class SymbolicTracer(fx.Tracer):
         return call_of_function(self, cls, args)
 
     def create_arg(self, a: Any) -> Any:
-        """Keep an OrderedDict one: torch.fx would make it a plain dict."""
+        """Keep dicts of other kinds: torch.fx would make them plain dicts."""
         name = self._tensor_name(a)
         if name is not None:
             return self.create_node("get_attr", name, (), {})
@@ -95,6 +96,9 @@ class SymbolicTracer(fx.Tracer):
                 (key, super(SymbolicTracer, self).create_arg(value)) for key, value in a.items()
             ]
             return self.create_node("call_function", OrderedDict, (items,), {})
+        if is_dataclass(a) and issubclass(type(a), dict):  # as Hugging Face's outputs are
+            given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return self.create_node("call_function", type(a), (), given)
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
