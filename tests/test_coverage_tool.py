@@ -349,3 +349,15 @@ def test_float32_in_the_code_means_float64_where_models_are_compared(tool):
     plain = nn.Conv2d(3, 8, 3).double()
     with tool.doubled.in_double(plain, (x,)):
         assert x.float().dtype is torch.float32
+
+
+def test_float32_on_the_way_is_float64_too(tool):
+    class Rounds(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).float().to(x.dtype)
+
+    model, x = Rounds(3, 8, 3).double(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    exact = nn.functional.conv2d(x, model.weight, model.bias)
+    assert not torch.equal(model(x), exact)
+    with tool.doubled.in_double(model, (x,)):
+        assert torch.equal(model(x), exact)

@@ -1,8 +1,8 @@
 """Run models in float64 whose forward writes float32 into its code.
 
-Such a model (RAFT makes its grid of coordinates with ``.float()``) does not run in float64, and in
-float32 rounding hides errors. Here every float32 that the code asks for is a float64, in the
-original and in all that is captured from it.
+Such a model (RAFT makes its grid of coordinates with ``.float()``, others compute attention in it)
+does not run in float64, or rounds on the way, and rounding hides errors. Here every float32 that
+the code asks for is a float64, in the original and in all that is captured from it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,26 @@ class _Doubled(TorchFunctionMode):
         return func(*map(_double, args), **given)
 
 
+class _Noting(TorchFunctionMode):
+    """Notes whether any function returns float32."""
+
+    found = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.found |= isinstance(out, torch.Tensor) and out.dtype is torch.float32
+        return out
+
+
 def _double(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
 @contextmanager
 def in_double(model: nn.Module, inputs: tuple[Any, ...]) -> Iterator[None]:
-    """Let float32 mean float64 while a model is compared, if it does not run in float64 else.
+    """Let float32 mean float64 while a model is compared, if it does not run in float64 throughout.
 
     Parameters
     ----------
@@ -43,16 +56,23 @@ def in_double(model: nn.Module, inputs: tuple[Any, ...]) -> Iterator[None]:
     inputs : tuple
         In float64.
     """
+    if _stays_in_double(model, inputs):
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad():
+        with _Doubled():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _stays_in_double(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    noting = _Noting()
+    try:
+        with torch.no_grad(), noting:
             model(*inputs)
     except RuntimeError:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            with _Doubled():
-                yield
-        finally:
-            torch.set_default_dtype(before)
-    else:
-        yield
+        return False
+    return not noting.found

@@ -81,6 +81,12 @@ class Gating:
 
     def _gate(self) -> Mapping[str, Any]:
         """Time the analysis, and cut half of every group."""
+        if self._onnx:
+            return self._cut_half()
+        with in_double(self._model, self._inputs):
+            return self._cut_half()
+
+    def _cut_half(self) -> Mapping[str, Any]:
         gated: list[GatedModule] = []
         wall, cpu = time.perf_counter(), time.process_time()
         before, peak = measured_peak(lambda: gated.append(auto_gate(self._model, self._inputs)))
