@@ -104,6 +104,27 @@ class Raft(nn.Module):
         return flows
 
 
+class Keeps(Net):
+    """Makes a table at its first call, and anew for another size."""
+
+    table: Tensor | None = None
+
+    def between(self, y: Tensor) -> Tensor:
+        if self.table is None or self.table.shape[-1] != y.shape[-1]:
+            self.table = torch.arange(y.shape[-1], device=y.device) / 7
+        return y * self.table
+
+
+class Collects(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def between(self, y: Tensor) -> Tensor:
+        self.seen.append(y)
+        return y + self.seen[0].mean() * 0
+
+
 class NormAct(nn.BatchNorm2d):
     """A norm with its activation: tracing makes it a plain norm, and the model is another then."""
 
@@ -147,6 +168,7 @@ def captured(kind: type[nn.Module], example: Any = None) -> tuple[nn.Module, Gat
         (Quiet, SHAPES),
         (Uncast, SHAPES),
         (Normed, SHAPES),
+        (Keeps, SHAPES),
         (AsksForType, EXPORT),
         (WritesConstant, EXPORT),
         (Draws, EXPORT),
@@ -226,6 +248,11 @@ def test_no_gradient_leaves_a_region_without() -> None:
     gated(x).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert_close([gated.get_parameter(name).grad], [parameter.grad], name)
+
+
+def test_values_kept_from_one_call_to_the_next_are_refused() -> None:
+    with pytest.raises(CaptureError, match="from one call to the next"):
+        trace_by_shapes(Collects().double().eval(), ((inputs(),), {}))
 
 
 def test_a_region_under_autocast_is_refused() -> None:

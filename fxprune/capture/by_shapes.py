@@ -70,7 +70,7 @@ def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
         twins = [_sides(t, t.shape[:1] == (batch,), free) for t in leaves]
 
         def trace(training: bool, twins: list[Twin] = twins) -> fx.Graph:
-            with in_mode(model, training):
+            with in_mode(model, training), _unchanged_attributes(model):
                 graph = _Tracer(model, tree, twins).run(model)
             if not training:
                 check_agreement(model, graph, inputs)
@@ -120,17 +120,23 @@ class _Tracer(ShapedTracer):
             with torch.enable_grad(), traced_factories(), no_attention_fastpath(), _no_draws():
                 graph = self.trace(root)
             self._check_constants(graph)
+            self._finish(graph)
         except Exception as error:
             raise failure(self._model, error, _WAY) from error
+        forget_tracer(graph)
+        return graph
+
+    def _finish(self, graph: fx.Graph) -> None:
         output = next(n for n in graph.nodes if n.op == "output")
         with graph.inserting_before(output):
             output.args = (build(graph, self._outputs, output.args[0]),)
         if self._cuts:
             self._bound(graph)
         drop_unread(graph)
+        for node in graph.nodes:
+            if any(source.graph is not graph for source in node.all_input_nodes):
+                raise fx.proxy.TraceError("it keeps values from one call to the next")
         graph.lint()
-        forget_tracer(graph)
-        return graph
 
     # -- inputs and outputs
     def create_args_for_root(
@@ -226,6 +232,18 @@ class _Tracer(ShapedTracer):
                 made = source.op == "get_attr" and str(source.target).startswith("_tensor_constant")
                 if made:
                     raise fx.proxy.TraceError("a write into a tensor made in the forward")
+
+
+@contextmanager
+def _unchanged_attributes(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward sets on its modules: the next trace would find traced values there."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
 
 
 def _is_state(root: nn.Module, tensor: Tensor) -> bool:
