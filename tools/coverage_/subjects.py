@@ -81,7 +81,7 @@ _KINDS: Mapping[str, tuple[Mapping[str, Any], tuple[tuple[int, ...], ...]]] = {
     "vit": ({"image_size": 64}, (_IMAGE,)),
     "maxvit": ({}, ((2, 3, 224, 224),)),  # its partitions of 7 fit no smaller size at all stages
     "swin3d": ({}, (_CLIP,)),
-    "mvit": ({"spatial_size": (64, 64), "temporal_size": 8}, (_CLIP,)),
+    "mvit": ({}, ((2, 3, 16, 224, 224),)),  # its builders take no other size
     # S3D ends in a 2 x 7 x 7 average pool: the smallest clip that leaves it so much.
     "s3d": ({}, ((2, 3, 13, 209, 209),)),
     "r3d": ({}, ((2, 3, 8, 32, 32),)),
