@@ -39,7 +39,8 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str], style: Style
         Without a newline at its end.
     """
     cells = [[_cell(value, style) for value in row] for row in rows]
-    return tabulate(cells, headers, tablefmt=_FORMATS[style], disable_numparse=[0])
+    names = [0] if cells else False  # tabulate knows no column of a table without rows
+    return tabulate(cells, headers, tablefmt=_FORMATS[style], disable_numparse=names)
 
 
 def _cell(value: object, style: Style) -> object:

@@ -57,6 +57,10 @@ def test_tables_keep_names_as_they_are():
     assert table([("<b>", 1)], ("name", "n"), "html").count("&lt;b&gt;") == 1
 
 
+def test_a_table_without_rows_has_its_headers():
+    assert table([], ("name", "units")).splitlines()[0].split() == ["name", "units"]
+
+
 def test_pages_escape_their_headings():
     page = html_page("a < b", [("x & y", "<p>text</p>")])
     assert page.startswith("<!doctype html>")

@@ -73,10 +73,12 @@ def page(names: Sequence[str], rows: Mapping[Key, Row], command: str, limits: st
         parts.append(
             f"**torch-pruning: {len(cut)} of {len(peers)}** cut, {len(runs)} of these run."
         )
-    tried = [name for name in names if (name, "fxprune") in rows or (name, PEER) in rows]
-    parts.append(table([_line(name, rows) for name in tried], _HEADERS, "markdown"))
+    lines = [
+        _line(name, rows) for name in names if (name, "fxprune") in rows or (name, PEER) in rows
+    ]
+    parts.append(table(lines, _HEADERS, "markdown"))
     parts += [_LEGEND, "## What is not prunable, and why", _rest_table(good), "## Failures"]
-    parts += [_failures("fxprune", mine), _failures(PEER, peers)]
+    parts += [_failures(tool, tried) for tool, tried in (("fxprune", mine), (PEER, peers)) if tried]
     missing = [name for name in names if (name, "fxprune") not in rows]
     if missing:
         parts.append(f"Not tried yet: {', '.join(missing)}.")
@@ -149,7 +151,9 @@ def _rest_table(rows: Sequence[Row]) -> str:
         for row in rows
         if (rest := [entry for entry in row.stages["gate"]["rest"] if entry[0] >= 0.001])
     ]
-    return table(lines, ("model", "share of the parameters, and why"), "markdown") or "Nothing."
+    if not lines:
+        return "Nothing of 0.1 % of a model's parameters or more."
+    return table(lines, ("model", "share of the parameters, and why"), "markdown")
 
 
 def _failures(tool: str, rows: Sequence[Row]) -> str:
