@@ -220,6 +220,16 @@ def test_onnx_is_answered(tool, tiny, monkeypatch, cause, answer):
     assert [found[stage]["answer"] for stage in ("dense onnx", "compact onnx")] == [answer] * 2
 
 
+def test_onnx_says_nothing_where_float32_does_not(tool, tiny, monkeypatch):
+    def export(*_, **__):
+        raise ExportError("It failed.") from VerificationError("no")
+
+    monkeypatch.setattr(tool.gating, "export_onnx", export)
+    monkeypatch.setattr(tool.gating, "_SHAKY", 1e-9)
+    found = _run(tool.gating.Gating(tiny, onnx=True).stages())
+    assert found["dense onnx"]["answer"] == "rounding"
+
+
 # -- the peer's stages
 def test_torch_pruning_is_asked_the_same(tool, tiny):
     pytest.importorskip("torch_pruning")
