@@ -116,7 +116,7 @@ def draws(inputs: Inputs) -> Iterator[Inputs]:
         yield _shuffled(inputs, seed)
 
 
-def is_settled(model: nn.Module, inputs: Inputs) -> bool:
+def is_settled(model: nn.Module, inputs: Inputs, rtol: float = TRACED_RTOL) -> bool:
     """Return whether a model returns on these inputs what it returns in double precision.
 
     Where it does not, rounding decides, and no two programs need agree.
@@ -126,6 +126,8 @@ def is_settled(model: nn.Module, inputs: Inputs) -> bool:
     model : nn.Module
         In single precision or less; copied.
     inputs : tuple of (tuple, dict)
+    rtol : float
+        Largest difference, as a share of the output's largest magnitude (no unit).
     """
     results = []
     for made in (model, copy.deepcopy(model).double()):
@@ -136,7 +138,7 @@ def is_settled(model: nn.Module, inputs: Inputs) -> bool:
             return True
         results.append([(path, t.float() if t.is_floating_point() else t) for path, t in returned])
     try:
-        compare_outputs(*results, rtol=TRACED_RTOL)
+        compare_outputs(*results, rtol=rtol)
     except VerificationError:
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import re
 import tempfile
@@ -25,7 +24,8 @@ from fxprune.explain import explain
 from fxprune.export import export_onnx
 from fxprune.gated import GatedModule
 from fxprune.handovers import handed_over, region_paths
-from fxprune.inputs import flatten_outputs
+from fxprune.inputs import flatten_outputs, normalize_inputs
+from fxprune.onnx_trace import is_settled
 from fxprune.tolerances import RTOL
 from fxprune.verify import verify
 
@@ -167,15 +167,9 @@ class Gating:
         """Return whether torch's own float32 is so far from float64 that files cannot agree."""
         if self._subject.listed:
             return False  # what detectors return is ranked: small errors change its order
-        exact = copy.deepcopy(model).double()
-        with torch.no_grad(), in_double(exact, self._subject.inputs(torch.float64)):
-            right = flatten_outputs(exact(*self._subject.inputs(torch.float64)))
         with torch.no_grad():
-            rounded = flatten_outputs(model(*self._inputs))
-        return any(
-            float((a - b).abs().max()) > _SHAKY * RTOL[torch.float32] * float(a.abs().max())
-            for (_, a), (_, b) in zip(right, rounded, strict=True)
-        )
+            limit = _SHAKY * RTOL[torch.float32]
+            return not is_settled(model, normalize_inputs(self._inputs), limit)
 
 
 def _is_wrong(error: BaseException | None) -> bool:
