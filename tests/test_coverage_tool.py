@@ -220,6 +220,31 @@ def test_onnx_is_answered(tool, tiny, monkeypatch, cause, answer):
     assert [found[stage]["answer"] for stage in ("dense onnx", "compact onnx")] == [answer] * 2
 
 
+def test_a_fixed_batch_size_is_told(tool, tiny, monkeypatch):
+    def export(*_, dynamic_batch, **__):
+        if dynamic_batch:
+            raise ExportError("The model fixes its batch size.")
+        return SimpleNamespace(max_rel_error=0.0)
+
+    monkeypatch.setattr(tool.gating, "export_onnx", export)
+    found = _run(tool.gating.Gating(tiny, onnx=True).stages())
+    assert found["dense onnx"]["answer"] == "one batch size"
+
+
+def test_the_file_is_of_the_model_in_single_precision(tool, tiny, monkeypatch):
+    """A model that is run in double precision is turned back outside of what doubles float32."""
+    seen = []
+
+    def export(model, *_, **__):
+        seen.append(next(model.parameters()).dtype)
+        return SimpleNamespace(max_rel_error=0.0)
+
+    monkeypatch.setattr(tool.gating, "export_onnx", export)
+    monkeypatch.setattr(tool.doubled, "_stays_in_double", lambda *_: False)
+    _run(tool.gating.Gating(tiny, onnx=True).stages())
+    assert seen == [torch.float32] * 2
+
+
 def test_onnx_says_nothing_where_float32_does_not(tool, tiny, monkeypatch):
     def export(*_, **__):
         raise ExportError("It failed.") from VerificationError("no")

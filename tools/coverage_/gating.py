@@ -19,9 +19,9 @@ from coverage_.doubled import in_double
 from coverage_.processes import Stage, measured_peak, one_line
 from coverage_.subjects import Subject, randomise
 from fxprune.api import auto_gate
-from fxprune.errors import FxpruneError, VerificationError
+from fxprune.errors import ExportError, FxpruneError, VerificationError
 from fxprune.explain import explain
-from fxprune.export import export_onnx
+from fxprune.export import OnnxExport, export_onnx
 from fxprune.gated import GatedModule
 from fxprune.handovers import handed_over, region_paths
 from fxprune.inputs import flatten_outputs, normalize_inputs
@@ -35,6 +35,7 @@ _SEEDS = 2
 _LARGE = 150_000_000  # parameters from which one mask must do: in float64 each takes gigabytes
 _NOTICED = 1e-6  # masks that change the output by less prove nothing
 _REASONS = 2
+_FIXED = "fixes its batch size"
 _SHAKY = 0.3  # part of the tolerance that torch may use up by itself before a file says nothing
 
 
@@ -115,8 +116,11 @@ class Gating:
 
     def _equal(self) -> Mapping[str, Any]:
         """Compare original, gated and compact in float64, with random masks."""
-        with in_double(self._model.double(), self._subject.inputs(torch.float64)):
-            return self._compare()
+        try:
+            with in_double(self._model.double(), self._subject.inputs(torch.float64)):
+                return self._compare()
+        finally:
+            self._model.to(self._dtype)  # not inside: there, float32 means float64
 
     def _compare(self) -> Mapping[str, Any]:
         inputs = self._subject.inputs(torch.float64)
@@ -125,7 +129,6 @@ class Gating:
         rtol = RTOL[torch.float64]
         open_error = verify(self._model, gated, inputs, rtol=rtol).max_rel_error
         whole = _outputs(self._model, inputs, gated)
-        self._model.to(self._dtype)
         size = sum(parameter.numel() for parameter in gated.parameters())
         errors = []
         for seed in range(_SEEDS if size < _LARGE else 1):
@@ -144,24 +147,38 @@ class Gating:
         return self._export(self._half)
 
     def _export(self, model: nn.Module) -> Mapping[str, Any]:
-        """Write and compare a file; what torch itself cannot write is an answer, not a failure."""
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
+        """Write and compare a file; what torch itself cannot write is an answer, not a failure.
+
+        A file of one batch size is written where torch.export itself fixes it.
+        """
+        started = time.perf_counter()
+        open_batch = not self._subject.listed
+        try:
             try:
-                done = export_onnx(
-                    model,
-                    Path(folder) / "model.onnx",
-                    self._inputs,
-                    dynamic_batch=not self._subject.listed,
-                    traced=self._subject.listed,
-                )
-            except FxpruneError as error:
-                answer = "no"
-                if _is_wrong(error):
-                    answer = "rounding" if self._rounds(model) else "differs"
-                return {"answer": answer, "why": one_line(error)}
-            seconds = round(time.perf_counter() - started, 1)
-        return {"answer": "yes", "error": done.max_rel_error, "seconds": seconds}
+                done = self._write(model, open_batch)
+            except ExportError as error:
+                if not (open_batch and _FIXED in error.what):
+                    raise
+                open_batch = False
+                done = self._write(model, open_batch)
+        except FxpruneError as error:
+            answer = "no"
+            if _is_wrong(error):
+                answer = "rounding" if self._rounds(model) else "differs"
+            return {"answer": answer, "why": one_line(error)}
+        seconds = round(time.perf_counter() - started, 1)
+        answer = "yes" if open_batch or self._subject.listed else "one batch size"
+        return {"answer": answer, "error": done.max_rel_error, "seconds": seconds}
+
+    def _write(self, model: nn.Module, open_batch: bool) -> OnnxExport:
+        with tempfile.TemporaryDirectory() as folder:
+            return export_onnx(
+                model,
+                Path(folder) / "model.onnx",
+                self._inputs,
+                dynamic_batch=open_batch,
+                traced=self._subject.listed,
+            )
 
     def _rounds(self, model: nn.Module) -> bool:
         """Return whether torch's own float32 is so far from float64 that files cannot agree."""

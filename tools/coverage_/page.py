@@ -33,6 +33,7 @@ _HEADERS = (
     "kept at half",
     "seconds",
 )
+_AGREE = ("yes", "one batch size")
 _ENOUGH = 0.8  # share of the parameters that the page counts as prunable enough
 _LEGEND = """\
 * *prunable params, MACs*: share of the model's parameters, and of its multiply-accumulates at the
@@ -42,7 +43,8 @@ _LEGEND = """\
   between the original and the gated model with all gates open, relative to the largest output;
   1e-9 is allowed. Weights, biases, scales of norms and running statistics are random.
 * *ONNX*: the file was written, passed onnx's checker and agrees with torch in onnxruntime, batch
-  size open; *no* where torch.onnx does not write it; *differs* where onnxruntime disagrees;
+  size open (detectors, which take lists: as many images as in the example); *one batch size* where
+  torch.onnx itself fixes it; *no* where it writes none; *differs* where onnxruntime disagrees;
   *rounding* where torch's own float32 is too far from its float64 for a comparison.
 * *seconds*: CPU time of `auto_gate` on one thread; *memory*: what the process grew by at the peak
   of `auto_gate`, its copy of the model included, as a multiple of the model's own size.
@@ -89,8 +91,8 @@ def page(names: Sequence[str], rows: Mapping[Key, Row], command: str, limits: st
 def _onnx_line(rows: Sequence[Row]) -> str:
     if not any("dense onnx" in row.stages for row in rows):
         return ""
-    dense = [row for row in rows if _answer(row.stages, "dense onnx") in ("yes", "rounding")]
-    both = [row for row in dense if _answer(row.stages, "compact onnx") == "yes"]
+    dense = [row for row in rows if _answer(row.stages, "dense onnx") in (*_AGREE, "rounding")]
+    both = [row for row in dense if _answer(row.stages, "compact onnx") in _AGREE]
     return (
         f"; of {len(dense)} whose dense form exports to ONNX, {len(both)} export compact and agree"
     )

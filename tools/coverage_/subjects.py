@@ -214,7 +214,9 @@ def randomise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
 def _draw(leaf: str, parameter: Tensor) -> None:
     rows = parameter.shape[0] if parameter.dim() else 1
     if "bias" in leaf and parameter.dim() < 2:
-        parameter.normal_(0, 0.2)
+        # Most activations are on then: where half are off, each layer enlarges rounding errors, and
+        # those of a deep net in float32 would hide any other.
+        parameter.normal_(0.5, 0.5)
     elif parameter.numel() == rows:  # scales, of norms and of layers
         parameter.uniform_(0.5, 1.5)
     elif rows == 1:  # embeddings of positions, class tokens
