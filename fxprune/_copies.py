@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-__all__ = ["holder", "match", "own_functions", "own_tensors", "share_tensors"]
+__all__ = ["holder", "live_stage", "match", "own_functions", "own_tensors", "share_tensors"]
 
 
 def holder(module: nn.Module) -> nn.Module:
@@ -23,6 +23,21 @@ def holder(module: nn.Module) -> nn.Module:
     made.__dict__.update(extra)
     made.training = module.training
     return made
+
+
+def live_stage(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return a GraphModule whose modules are those of `root`: what a pass changes, changes there.
+
+    Parameters
+    ----------
+    root : nn.Module
+    graph : fx.Graph
+        Its names start at `root`.
+    """
+    stage = fx.GraphModule(root, graph)
+    for store in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        stage.__dict__[store] = getattr(root, store)
+    return stage
 
 
 def own_functions(module: nn.Module) -> dict[str, type[torch.autograd.Function]]:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune._copies import live_stage
 from fxprune.analysis.plan import Plan
 from fxprune.analysis.policy import Attention
 from fxprune.analysis.regions import RegionAnalysis
@@ -17,7 +18,7 @@ from fxprune.capture import Captured
 from fxprune.capture.guess import likely_inputs
 from fxprune.capture.regions import Regions, find_regions, known_regions
 from fxprune.errors import FxpruneError, InputError
-from fxprune.gated_regions import GatedRegions, live_stage
+from fxprune.gated_regions import GatedRegions
 from fxprune.gates import GateVector
 from fxprune.inputs import Inputs, fit_inputs, iter_leaves, map_tensors
 from fxprune.passes.insert_gates import GATES, InsertGates

@@ -93,6 +93,7 @@ def solve(
     macs: float | None = None,
     params: float | None = None,
     round_to: int = 1,
+    dense: Cost | None = None,
 ) -> Selection:
     """Choose the units to keep.
 
@@ -107,6 +108,9 @@ def solve(
         Share of the dense model's cost to keep; give one of the two.
     round_to : int
         Widths stay multiples of this where a group is at least that wide.
+    dense : Cost, optional
+        Of the dense model, where that is more than the cost of keeping all units: some have been
+        removed already.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def solve(
     resource, target = _target(macs, params)
     check_round_to(round_to)
     ladders = _Ladders(plan, scores, round_to)
-    share = _share_of(plan, cost_of, resource)
+    share = _share_of(plan, cost_of, resource, dense)
     _check_reachable(ladders, share, resource, target, round_to)
     keep = _Search(ladders, share, target).run()
     reached = share(keep)
@@ -133,6 +137,7 @@ def check_budget(
     macs: float | None = None,
     params: float | None = None,
     round_to: int = 1,
+    dense: Cost | None = None,
 ) -> tuple[Literal["macs", "params"], float]:
     """Return the resource and the share of it that a budget allows, if it can be reached at all.
 
@@ -141,16 +146,18 @@ def check_budget(
     resource, target = _target(macs, params)
     check_round_to(round_to)
     ladders = _Ladders(plan, np.zeros(plan.n_units), round_to)
-    _check_reachable(ladders, _share_of(plan, cost_of, resource), resource, target, round_to)
+    share = _share_of(plan, cost_of, resource, dense)
+    _check_reachable(ladders, share, resource, target, round_to)
     return resource, target
 
 
 def _share_of(
-    plan: Plan, cost_of: Callable[[Keep], Cost], resource: str
+    plan: Plan, cost_of: Callable[[Keep], Cost], resource: str, dense: Cost | None
 ) -> Callable[[Keep], float]:
     """Return the function from a keep-vector to the share of the dense model's cost it keeps."""
-    dense: int = getattr(cost_of(np.ones(plan.n_units, dtype=bool)), resource)
-    return lambda keep: float(getattr(cost_of(keep), resource)) / dense
+    whole = cost_of(np.ones(plan.n_units, dtype=bool)) if dense is None else dense
+    total: int = getattr(whole, resource)
+    return lambda keep: float(getattr(cost_of(keep), resource)) / total
 
 
 def _check_reachable(

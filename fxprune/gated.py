@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import abc
+import copy
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.analysis.dependency import dependency_graph
 from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Member, Plan
 from fxprune.cost import Cost, CostModel, ExpectedCost
-from fxprune.errors import GateError, InternalError
+from fxprune.errors import FxpruneError, GateError, InternalError
 from fxprune.gates import GateVector
+from fxprune.optimizer_cut import Optimizers, as_optimizers
+from fxprune.origin import Origin
 from fxprune.passes.insert_gates import GATES
 from fxprune.settings import Settings
+from fxprune.shrink import Change, Draft, Shrunk, count_parameters
 
 __all__ = ["GatedModule"]
 
@@ -43,12 +48,14 @@ class GatedModule(nn.Module, abc.ABC):
     plan: Plan
     settings: Settings
     _cost_model: CostModel
+    _origin: Origin | None
 
-    def _describe(self, plan: Plan, settings: Settings) -> None:
-        """Take over what the analysis found; called once by each form."""
+    def _describe(self, plan: Plan, settings: Settings, origin: Origin | None = None) -> None:
+        """Take over what the analysis found; called by each form."""
         self.plan = plan
         self.settings = settings
         self._cost_model = CostModel(plan)
+        self._origin = origin
 
     # -- what can be pruned
     @property
@@ -139,6 +146,23 @@ class GatedModule(nn.Module, abc.ABC):
         finally:
             vector.soft = before
 
+    @property
+    def original_keep(self) -> dict[str, Tensor]:
+        """The hard masks now, of the units that the model had before it was ever shrunk.
+
+        These make its compact form again from the original model, which `fxprune.load` does.
+        """
+        return _by_group(self._whole_plan, self._full(self._keep_vector()))
+
+    @property
+    def remaining(self) -> dict[str, Tensor]:
+        """Which units of the original model have not been removed by `shrink_`.
+
+        For each of the original groups a bool tensor of its original size. With these,
+        `shrink_to_` brings another gated form of the original model to the shape of this one.
+        """
+        return _by_group(self._whole_plan, self._full(np.ones(self.plan.n_units, dtype=bool)))
+
     # -- cost
     def cost(self) -> Cost:
         """Return the exact cost of what is kept now, at the shape of the example inputs."""
@@ -147,6 +171,12 @@ class GatedModule(nn.Module, abc.ABC):
     def cost_of(self, keep: Keep) -> Cost:
         """Return the exact cost of a keep-vector, bool array of shape (n_units,)."""
         return self._cost_model.exact(keep)
+
+    @property
+    def dense_cost(self) -> Cost:
+        """The cost of the whole original model, with what has been removed since."""
+        model = self._cost_model if self._origin is None else CostModel(self._whole_plan)
+        return model.exact(np.ones(self._whole_plan.n_units, dtype=bool))
 
     def expected_cost(self, gates: Tensor | None = None) -> ExpectedCost:
         """Return the differentiable cost of soft gates.
@@ -173,6 +203,130 @@ class GatedModule(nn.Module, abc.ABC):
             is.
         """
 
+    # -- a smaller one in its place
+    def shrink_(self, optimizer: Optimizers = None) -> Shrunk:
+        """Remove for good, in place, what the hard masks close; training then simply goes on.
+
+        Parameters, their gradients, buffers, graphs, gates and the optimizer's state get smaller:
+        every step that follows computes what it would have with the units masked.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer, or a sequence of them, optional
+            What trains this model. Tensors in its state that are shaped like their parameter are
+            cut with it (momentum, Adam's moments), or have size 1 on some axes; single numbers are
+            left alone.
+
+        Returns
+        -------
+        Shrunk
+            Which units stayed, by the numbers they had. Nothing happens when nothing is closed.
+
+        Raises
+        ------
+        ConfigError
+            If an optimizer is of another model, or has state that cannot be cut. Nothing is
+            changed then, neither here nor in any optimizer.
+        GateError
+            If called inside `soft_gates`.
+
+        Notes
+        -----
+        `groups`, `keep` and the numbers of units are those of the smaller model afterwards;
+        `dense_cost`, `original_keep` and the recipe of its compact form speak of the original.
+        Parameters and modules stay the same objects: hooks, schedulers and references remain
+        valid. A ``DistributedDataParallel`` around this module has to be made anew. Random layers
+        are the one difference: with fewer channels left, dropout draws fewer numbers.
+        """
+        if self._vector().soft is not None:
+            raise GateError(
+                "shrink_ was called inside soft_gates.",
+                hint="leave the with block first: its gate vector is of the larger model",
+            )
+        optimizers = as_optimizers(optimizer, self)
+        keep, plan, before = self._keep_vector(), self.plan, count_parameters(self)
+        if not keep.all():
+            root, graphs = self._shared_root(), self._gated_graphs()
+            draft = Draft(root, graphs, self._vector(), plan, keep, self._origin)
+            Change(self, draft, plan, keep, optimizers).apply()
+            self._take_graphs(draft.graphs)
+            self._describe(draft.plan, self.settings, draft.origin)
+        return Shrunk.of(plan, keep, before, count_parameters(self))
+
+    def shrink_to_(self, remaining: Mapping[str, Tensor], optimizer: Optimizers = None) -> Shrunk:
+        """Remove, in place, what masks of the original model close.
+
+        So a checkpoint of a model that was shrunk is restored: gate the original model again,
+        ``gated.shrink_to_(remaining, optimizer)``, then load the states of both.
+
+        Parameters
+        ----------
+        remaining : mapping of str to bool Tensor
+            By original group, of original size, as `remaining` gives them; groups that are not
+            named stay as they are.
+        optimizer
+            As for `shrink_`.
+
+        Returns
+        -------
+        Shrunk
+
+        Raises
+        ------
+        GateError
+            As `set_keep` does, and if a unit that is to stay has been removed already. Nothing is
+            changed then.
+        ConfigError
+            As `shrink_` does.
+        """
+        whole, before = self._whole_plan, self._keep_vector()
+        slices = whole.group_slices()
+        full = self._full(np.ones(self.plan.n_units, dtype=bool))
+        for name, mask in remaining.items():
+            _check_mask(name, mask, slices)
+            wanted = mask.cpu().numpy()
+            if (wanted & ~full[slices[name]]).any():
+                raise GateError(
+                    f"Units of group {name!r} that are to stay have been removed already.",
+                    seen=f"{int(full[slices[name]].sum())} of {len(wanted)} are left",
+                    hint="start from a model that is still whole",
+                )
+            full[slices[name]] &= wanted
+        units = slice(None) if self._origin is None else self._origin.units
+        self._vector().set_hard(torch.from_numpy(full[units]))
+        try:
+            return self.shrink_(optimizer)
+        except FxpruneError:
+            self._vector().set_hard(torch.from_numpy(before))
+            raise
+
+    @property
+    def _whole_plan(self) -> Plan:
+        """The plan of the model before it was ever shrunk."""
+        return self.plan if self._origin is None else self._origin.plan
+
+    def _full(self, keep: Keep) -> Keep:
+        """Return a keep-vector of the original model from one of this."""
+        return keep if self._origin is None else self._origin.full(keep)
+
+    def _captured(self, key: str) -> fx.Graph:
+        """Return a copy of a graph with the sizes it was captured with."""
+        if self._origin is not None:
+            return self._origin.graph(key)
+        return copy.deepcopy(self._gated_graphs()[key])
+
+    @abc.abstractmethod
+    def _gated_graphs(self) -> Mapping[str, fx.Graph]:
+        """Return the graphs in use."""
+
+    @abc.abstractmethod
+    def _shared_root(self) -> nn.Module:
+        """Return a copy of the modules that shares their tensors."""
+
+    @abc.abstractmethod
+    def _take_graphs(self, graphs: Mapping[str, fx.Graph]) -> None:
+        """Run these graphs from now on."""
+
     def _vector(self) -> GateVector:
         vector = self.get_submodule(GATES)
         if not isinstance(vector, GateVector):
@@ -182,6 +336,10 @@ class GatedModule(nn.Module, abc.ABC):
     def _keep_vector(self) -> Keep:
         keep: Keep = (self._vector().value[:-1] > 0.5).cpu().numpy()
         return keep
+
+
+def _by_group(plan: Plan, keep: Keep) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(keep[at]) for name, at in plan.group_slices().items()}
 
 
 def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:

@@ -15,6 +15,7 @@ from fxprune.gated import GatedModule
 from fxprune.gates import GateVector
 from fxprune.modes import join_modes
 from fxprune.notes import RECIPE, notes
+from fxprune.origin import Origin
 from fxprune.passes.insert_gates import GATES
 from fxprune.passes.pipeline import Pipeline
 from fxprune.passes.remove_gates import RemoveGates
@@ -40,17 +41,24 @@ class GatedGraph(GatedModule, fx.GraphModule):
     plan : Plan
     settings : Settings
         How this module was made; enough to make it again from the original architecture.
+    origin : Origin, optional
+        Where it came from, if it has been shrunk.
     """
 
     def __init__(
-        self, root: nn.Module, graphs: Mapping[str, fx.Graph], plan: Plan, settings: Settings
+        self,
+        root: nn.Module,
+        graphs: Mapping[str, fx.Graph],
+        plan: Plan,
+        settings: Settings,
+        origin: Origin | None = None,
     ) -> None:
         super().__init__(root, graphs["eval"], class_name="GatedModule")
         for graph in graphs.values():
             _adopt(self, root, graph)
         if not hasattr(self, GATES):  # nothing is prunable
             self.add_module(GATES, GateVector(plan.n_units))
-        self._describe(plan, settings)
+        self._describe(plan, settings, origin)
         self._mode_graphs = dict(graphs)
         self.training = root.training
         match(self, root)
@@ -76,13 +84,13 @@ class GatedGraph(GatedModule, fx.GraphModule):
         keep = self._keep_vector()
         stages = {}
         sliced: dict[int, Tensor] = {}
-        for mode, graph in self._mode_graphs.items():
-            stage = fx.GraphModule(root, copy.deepcopy(graph), class_name="GraphModule")
+        for mode in self._mode_graphs:
+            stage = fx.GraphModule(root, self._captured(mode), class_name="GraphModule")
             Pipeline(
                 (
                     RemoveGates(),
                     SliceChannels(self.plan, keep, mode, sliced),
-                    ResizeLiterals(self.plan, keep, mode),
+                    ResizeLiterals(self._whole_plan, self._full(keep), mode),
                 )
             )(stage)
             stages[mode] = stage
@@ -90,8 +98,19 @@ class GatedGraph(GatedModule, fx.GraphModule):
         own_tensors(result, own)
         result.training = self.training
         match(result, self)
-        notes(result)[RECIPE] = self.settings.recipe(self.keep)
+        notes(result)[RECIPE] = self.settings.recipe(self.original_keep)
         return result
+
+    # -- a smaller one in its place
+    def _gated_graphs(self) -> Mapping[str, fx.Graph]:
+        return self._mode_graphs
+
+    def _shared_root(self) -> nn.Module:
+        return share_tensors(holder(self))[0]
+
+    def _take_graphs(self, graphs: Mapping[str, fx.Graph]) -> None:
+        self._mode_graphs = dict(graphs)
+        self._use_graph(self.training)
 
     # -- module behaviour
     def train(self, mode: bool = True) -> GatedGraph:
@@ -109,20 +128,24 @@ class GatedGraph(GatedModule, fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> GatedGraph:
         root = copy.deepcopy(holder(self), memo)
         graphs = {mode: copy.deepcopy(graph) for mode, graph in self._mode_graphs.items()}
-        made = GatedGraph(root, graphs, self.plan, self.settings)
+        made = GatedGraph(root, graphs, self.plan, self.settings, self._origin)
         memo[id(self)] = made
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         records = {mode: graph_to_records(graph) for mode, graph in self._mode_graphs.items()}
-        return _rebuild, (holder(self), records, self.plan, self.settings)
+        return _rebuild, (holder(self), records, self.plan, self.settings, self._origin)
 
 
 def _rebuild(
-    root: nn.Module, records: Mapping[str, Any], plan: Plan, settings: Settings
+    root: nn.Module,
+    records: Mapping[str, Any],
+    plan: Plan,
+    settings: Settings,
+    origin: Origin | None = None,
 ) -> GatedGraph:
     graphs = {mode: graph_from_records(r) for mode, r in records.items()}
-    return GatedGraph(root, graphs, plan, settings)
+    return GatedGraph(root, graphs, plan, settings, origin)
 
 
 def _adopt(module: nn.Module, root: nn.Module, graph: fx.Graph) -> None:

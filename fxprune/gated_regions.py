@@ -6,9 +6,9 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxprune._copies import match, own_tensors, share_tensors
+from fxprune._copies import live_stage, match, own_tensors, share_tensors
 from fxprune._graphs import graph_from_records, graph_to_records
 from fxprune.analysis.plan import Plan
 from fxprune.borders import Borders, region_key, split_key
@@ -25,7 +25,7 @@ from fxprune.passes.resize_literals import ResizeLiterals
 from fxprune.passes.slice_channels import SliceChannels
 from fxprune.settings import Settings
 
-__all__ = ["GatedRegions", "live_stage"]
+__all__ = ["GatedRegions"]
 
 
 class GatedRegions(GatedModule):
@@ -121,10 +121,7 @@ class GatedRegions(GatedModule):
             modules; it needs no fxprune to run. It is in the mode this module is in.
         """
         keep = self._keep_vector()
-        forwards = [vars(self._python.get_submodule(path))["forward"] for path in self.regions]
-        shared, own = share_tensors(self._python, forwards)
-        for path in self.regions:
-            shared.get_submodule(path).__dict__.pop("forward", None)
+        shared, own = self._shared_python()
         tensors = Borders.from_json(self.settings.borders).tensors
         for path in self.regions:
             original = shared.get_submodule(path)
@@ -140,25 +137,44 @@ class GatedRegions(GatedModule):
                 parent._modules[name] = made
         own_tensors(shared, own)
         shared.training = self.training
-        notes(shared)[RECIPE] = self.settings.recipe(self.keep)
+        notes(shared)[RECIPE] = self.settings.recipe(self.original_keep)
         return shared
+
+    def _shared_python(self) -> tuple[nn.Module, dict[int, Tensor]]:
+        """Return a copy of the model without gated forwards, and the tensors that it shares."""
+        forwards = [vars(self._python.get_submodule(path))["forward"] for path in self.regions]
+        shared, own = share_tensors(self._python, forwards)
+        for path in self.regions:
+            shared.get_submodule(path).__dict__.pop("forward", None)
+        return shared, own
 
     def _compact_region(self, root: nn.Module, path: str, mode: str, keep: Any) -> fx.GraphModule:
         """Return one graph of a region in compact form; the modules of `root` are cut."""
         key = region_key(path, mode)
-        graph = copy.deepcopy(self._graphs[key])
+        graph = self._captured(key)
         root._modules[GATES] = self.get_submodule(GATES)
         stage = live_stage(root, graph)
         Pipeline(
             (
                 RemoveGates(),
                 SliceChannels(self.plan, keep, key),
-                ResizeLiterals(self.plan, keep, key),
-                FitBorders(self.plan, keep, key),
+                ResizeLiterals(self._whole_plan, self._full(keep), key),
+                FitBorders(self._whole_plan, self._full(keep), key),
             )
         )(stage)
         root._modules.pop(GATES, None)
         return _rooted(stage, path, mode)
+
+    # -- a smaller one in its place
+    def _gated_graphs(self) -> Mapping[str, fx.Graph]:
+        return self._graphs
+
+    def _shared_root(self) -> nn.Module:
+        return self._shared_python()[0]
+
+    def _take_graphs(self, graphs: Mapping[str, fx.Graph]) -> None:
+        self._graphs = dict(graphs)
+        self._functions = {}
 
     # -- module behaviour
     def __getstate__(self) -> dict[str, Any]:
@@ -184,21 +200,6 @@ class _RegionForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.owner.run_region(self.path, self.module.training, args, kwargs)
-
-
-def live_stage(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """Return a GraphModule whose modules are those of `root`: what a pass changes, changes there.
-
-    Parameters
-    ----------
-    root : nn.Module
-    graph : fx.Graph
-        Its names start at `root`.
-    """
-    stage = fx.GraphModule(root, graph)
-    for store in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-        stage.__dict__[store] = getattr(root, store)
-    return stage
 
 
 def _rooted(stage: fx.GraphModule, path: str, mode: str) -> fx.GraphModule:

@@ -73,7 +73,15 @@ def select(
     scores = score_units(gated, importance, seed)
     if round_to is None:
         round_to = gated.settings.round_to
-    chosen = solve(gated.plan, gated.cost_of, scores, macs=macs, params=params, round_to=round_to)
+    chosen = solve(
+        gated.plan,
+        gated.cost_of,
+        scores,
+        macs=macs,
+        params=params,
+        round_to=round_to,
+        dense=gated.dense_cost,
+    )
     set_masks(gated, chosen.keep)
     if not chosen.met:
         warnings.warn(str(chosen), BudgetWarning, stacklevel=2)

@@ -22,8 +22,9 @@ from torch.fx import GraphModule, Node
 
 from fxprune._graphs import returned_values
 from fxprune.analysis.plan import Plan
+from fxprune.gates import Gate
 from fxprune.passes._pruned_view import PrunedView
-from fxprune.passes.base import Edit, Pass, PassResult
+from fxprune.passes.base import Edit, Pass, PassResult, called_module
 
 __all__ = ["FitBorders"]
 
@@ -33,7 +34,7 @@ __all__ = ["FitBorders"]
 class FitBorders(Pass):
     """Take kept channels out of a region's inputs, and put its outputs among zeros.
 
-    It runs last, on a graph whose tensors and sizes are cut already.
+    It runs last, on a graph whose tensors and sizes are cut already; there may be gates in it.
 
     Parameters
     ----------
@@ -76,8 +77,11 @@ class FitBorders(Pass):
 
     def _widen(self, gm: GraphModule, node: Node, taker: Node, view: PrunedView) -> list[Edit]:
         edits, value = [], node
-        for dim, kept in self._cut_axes(node, view):
-            ndim = len(view.values(node)[0][0])
+        made = node
+        while isinstance(called_module(gm, made), Gate):
+            made = made.all_input_nodes[0]
+        for dim, kept in self._cut_axes(made, view):
+            ndim = len(view.values(made)[0][0])
             zero_at_end = (0, 0) * (ndim - 1 - dim) + (0, 1)
             order = np.where(kept, np.cumsum(kept) - 1, kept.sum())
             with gm.graph.inserting_before(taker):

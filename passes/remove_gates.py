@@ -47,6 +47,9 @@ class RemoveGates(Pass):
                     Edit(self.name, node.name, "gated columns", "plain layer", "it had masks")
                 )
                 continue
+            elif module is not None and (isinstance(module, GatedRecurrent) or is_gated(module)):
+                edits.append(self._drop_twin(gm, node, module))
+                continue
             elif not isinstance(module, (StatisticMask, GateVector)):
                 continue
             owners.add(str(node.target).partition(".")[0])
@@ -57,6 +60,13 @@ class RemoveGates(Pass):
         for owner in owners:
             gm.delete_submodule(owner)
         return PassResult(gm, changed=bool(edits), edits=tuple(edits))
+
+    def _drop_twin(self, gm: GraphModule, node: Node, module: nn.Module) -> Edit:
+        """Put the plain module in the place of a twin that this graph gives no mask."""
+        plain = module.to_plain() if isinstance(module, GatedRecurrent) else to_plain(module)
+        gm.set_submodule(str(node.target), plain)
+        what = type(module).__name__, type(plain).__name__
+        return Edit(self.name, node.name, *what, "it has no mask here")
 
     def _make_plain(self, gm: GraphModule, node: Node, mask: StatisticMask) -> Edit:
         before = str(node.target)

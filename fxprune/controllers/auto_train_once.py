@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,11 +156,16 @@ class AutoTrainOnce:
         check_positive("resource_weight", resource_weight)
         self._round_to = gated.settings.round_to if round_to is None else round_to
         self._resource, self._target = check_budget(
-            gated.plan, gated.cost_of, macs=macs, params=params, round_to=self._round_to
+            gated.plan,
+            gated.cost_of,
+            macs=macs,
+            params=params,
+            round_to=self._round_to,
+            dense=gated.dense_cost,
         )
         self._gated = gated
         self._weight = resource_weight
-        self._dense = self._cost(np.ones(gated.plan.n_units, dtype=bool))
+        self._dense: int = getattr(gated.dense_cost, self._resource)
         self._pressure = Pressure(gated, optimizer, projection, strength)
         seed = same_on_all_ranks(seed, self._device)
         # The network lives on the CPU wherever the model is: its numbers are then the same on all

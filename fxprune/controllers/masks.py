@@ -35,5 +35,13 @@ def best_units(
 ) -> Keep:
     """Return the units with the highest logits that a budget leaves room for, bool (n_units,)."""
     macs, params = (share if resource == name else None for name in ("macs", "params"))
-    found = solve(gated.plan, gated.cost_of, logits, macs=macs, params=params, round_to=round_to)
+    found = solve(
+        gated.plan,
+        gated.cost_of,
+        logits,
+        macs=macs,
+        params=params,
+        round_to=round_to,
+        dense=gated.dense_cost,
+    )
     return found.keep
