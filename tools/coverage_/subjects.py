@@ -2,8 +2,7 @@
 
 Inputs are the smallest that a model takes, with a batch of two: what is asked is whether graphs are
 followed, not how large their images are. Nothing keeps a default value that would hide an error:
-weights are drawn so that activations keep their size; scales, biases, running statistics are
-random.
+weights, scales, biases, running statistics are random, drawn so that rounding errors stay small.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fxprune.errors import ConfigError
 
@@ -27,6 +25,10 @@ _CLIP = (2, 3, 8, 64, 64)
 _TIMM = "timm:"
 _TIMM_SIDES = (64, 128)
 _SEED = 0
+# Share of its input's variance that a layer hands on. The heads of detectors have no norms, and
+# boxes enlarge their rounding errors.
+_GAIN = 1.0
+_CALM_GAIN = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +202,14 @@ def randomise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
+        gain = _CALM_GAIN if isinstance(inputs[0], list) else _GAIN
         for name, parameter in model.named_parameters():
-            _draw(name.rpartition(".")[2], parameter)
-        norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+            _draw(name.rpartition(".")[2], parameter, gain)
+        norms = [m for m in model.modules() if _has_statistics(m)]
+        for norm in norms:
+            for name, buffer in norm.named_buffers(recurse=False):
+                if name in ("weight", "bias"):  # of a norm that is frozen
+                    _draw(name, buffer, gain)
         handles = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
         try:
             model(*inputs)
@@ -211,7 +218,7 @@ def randomise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
                 handle.remove()
 
 
-def _draw(leaf: str, parameter: Tensor) -> None:
+def _draw(leaf: str, parameter: Tensor, gain: float) -> None:
     rows = parameter.shape[0] if parameter.dim() else 1
     if "bias" in leaf and parameter.dim() < 2:
         # Most activations are on then: where half are off, each layer enlarges rounding errors, and
@@ -222,7 +229,13 @@ def _draw(leaf: str, parameter: Tensor) -> None:
     elif rows == 1:  # embeddings of positions, class tokens
         parameter.normal_(0, 0.2)
     else:
-        parameter.normal_(0, (2 * rows / parameter.numel()) ** 0.5)
+        parameter.normal_(0, (gain * rows / parameter.numel()) ** 0.5)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Return whether a module is a BatchNorm, one of torch's or one with the same buffers."""
+    found = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+    return all(buffer is not None for buffer in found)
 
 
 def _take_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
