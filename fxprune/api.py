@@ -11,10 +11,11 @@ from typing import Any, Literal
 from torch import nn
 from torch.export import ExportedProgram
 
+from fxprune._frames import forget_frames
 from fxprune.analysis.policy import Attention, check_attention
 from fxprune.assemble import Ignored, analyse, analyse_guessing, assemble
 from fxprune.assemble_regions import gate_known_regions, gate_regions
-from fxprune.capture import capture, joined, ways
+from fxprune.capture import capture, is_final, joined, ways
 from fxprune.capture.program import module_of
 from fxprune.errors import (
     CaptureError,
@@ -135,8 +136,9 @@ def _gate_whole(
             return _gate_by(name, _copy(model), inputs, ignored, unknown, settings)
         except (CaptureError, InputError, UnsupportedOpError) as error:
             failures.append(error)
-            if isinstance(error, InputError) and inputs is None:
-                break  # nothing to run it on was found
+            forget_frames(error)  # they hold the copy that was worked on
+            if is_final(error) or (isinstance(error, InputError) and inputs is None):
+                break  # nothing else helps, or nothing to run it on was found
             if isinstance(error, UnsupportedOpError) and unknown == "error":
                 break
     told = [error for error in failures if isinstance(error, CaptureError)]

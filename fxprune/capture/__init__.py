@@ -14,15 +14,16 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from fxprune.capture.by_shapes import trace_by_shapes
+from fxprune._frames import forget_frames
+from fxprune.capture.by_shapes import FixedBatchError, trace_by_shapes
 from fxprune.capture.exported import depends_on_data, export_modes
 from fxprune.capture.guess import likely_inputs
 from fxprune.capture.symbolic import trace_modes
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, FxpruneError
 from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules, split_modes
 
-__all__ = ["Captured", "capture", "joined", "trace", "ways"]
+__all__ = ["Captured", "capture", "is_final", "joined", "trace", "ways"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def _with_inputs(
             return Captured(model, way(model, ((guess,), {})), ((guess,), {}))
         except CaptureError as error:
             failures.append(error)
-            if depends_on_data(error):
+            if depends_on_data(error) or is_final(error):
                 break  # no other shape helps
     raise failures[0]
 
@@ -139,9 +140,17 @@ def capture(model: nn.Module, inputs: Inputs | None = None, way: str = "") -> Ca
             return replace(_WAYS.get(name, _given)(model, inputs), way=name)
         except CaptureError as error:
             failures.append(error)
+            forget_frames(error)
+            if is_final(error):
+                break
     if len(failures) == 1:
         raise failures[0]
     raise joined(model, failures) from failures[-1]
+
+
+def is_final(error: FxpruneError) -> bool:
+    """Return whether the ways that follow would fail as this one did."""
+    return isinstance(error, FixedBatchError)
 
 
 def trace(model: nn.Module, given: int | None, names: frozenset[str]) -> Captured:

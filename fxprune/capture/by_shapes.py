@@ -17,6 +17,8 @@ import operator
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,14 @@ from fxprune.capture.agreement import check_agreement
 from fxprune.capture.both_modes import capture_modes
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.interface import add_placeholders, named_arguments
-from fxprune.capture.shaped import MetaTwins, ShapedProxy, ShapedTracer, Twin
+from fxprune.capture.shaped import (
+    LoopError,
+    MetaTwins,
+    OneSizeError,
+    ShapedProxy,
+    ShapedTracer,
+    Twin,
+)
 from fxprune.capture.symbolic import SymbolicTracer, failure
 from fxprune.capture.transcribe import constant_name, drop_unread
 from fxprune.capture.trees import build, describe, fill
@@ -37,10 +46,18 @@ from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs, batch_size
 from fxprune.modes import in_mode
 
-__all__ = ["trace_by_shapes"]
+__all__ = ["FixedBatchError", "trace_by_shapes"]
 
 _WAY = "tracing with shapes"
+_ONE_BATCH = (
+    "a graph takes any batch size: write what the forward does to each sample as operators on the "
+    "whole batch, or capture it yourself and pass the torch.fx.GraphModule"
+)
 _CUTTING = (torch.split, torch.narrow, torch.functional.split, "split", "narrow")
+
+
+class FixedBatchError(CaptureError):
+    """The forward takes one batch size only: no graph leaves that open, traced or exported."""
 
 
 def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
@@ -61,41 +78,57 @@ def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     Raises
     ------
     CaptureError
-        If the forward cannot be traced so; names the line of the user's code.
+        If the forward cannot be traced so; names the line of the user's code. A `FixedBatchError`
+        where no other way would help.
     """
     leaves: list[Tensor] = []
     tree = describe(inputs, lambda v: isinstance(v, Tensor), leaves)
     batch = batch_size(inputs)
-    for free in (True, False) if any(map(_has_sides, leaves)) else (False,):
+    free_sides = (_Free(sides=True),) if any(map(_has_sides, leaves)) else ()
+    for free in (*free_sides, _Free(), _Free(times=2)):
         twins = [_sides(t, t.shape[:1] == (batch,), free) for t in leaves]
-
-        def trace(training: bool, twins: list[Twin] = twins) -> fx.Graph:
-            with in_mode(model, training), _unchanged_attributes(model):
-                graph = _Tracer(model, tree, twins).run(model)
-            if not training:
-                check_agreement(model, graph, inputs)
-            return graph
-
         try:
-            return capture_modes(model, trace)
+            return capture_modes(model, partial(_trace, model, inputs, tree, twins))
+        except FixedBatchError:
+            raise
         except CaptureError as error:
             last = error
+            if not free.sides and not isinstance(error.__cause__, OneSizeError):
+                break
     raise last
+
+
+def _trace(
+    model: nn.Module, inputs: Inputs, tree: Any, twins: list[Twin], training: bool
+) -> fx.Graph:
+    with in_mode(model, training), _unchanged_attributes(model):
+        graph = _Tracer(model, tree, twins).run(model)
+    if not training:
+        check_agreement(model, graph, inputs)
+    return graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """Which sizes vary: the batch, by one or to a multiple; and height and width of images."""
+
+    sides: bool = False
+    times: int = 1
 
 
 def _has_sides(tensor: Tensor) -> bool:
     return tensor.dim() > 3 and tensor.is_floating_point()
 
 
-def _sides(tensor: Tensor, batched: bool, free: bool) -> Twin:
+def _sides(tensor: Tensor, batched: bool, free: _Free) -> Twin:
     """Return meta tensors of two sizes for an input."""
     one = list(tensor.shape)
     if batched and one[0] == 1:
         one[0] = 2  # code may ask for a batch of one
     other = list(one)
     if batched:
-        other[0] += 1
-    if free and _has_sides(tensor):
+        other[0] = one[0] * free.times if free.times > 1 else one[0] + 1
+    if free.sides and _has_sides(tensor):
         other[2:] = [2 * n for n in one[2:]]
     a, b = (torch.empty(shape, dtype=tensor.dtype, device="meta") for shape in (one, other))
     return a, b
@@ -122,9 +155,21 @@ class _Tracer(ShapedTracer):
             self._check_constants(graph)
             self._finish(graph)
         except Exception as error:
-            raise failure(self._model, error, _WAY) from error
+            told = failure(self._model, error, _WAY)
+            if self._fixes_batch(error):
+                told = FixedBatchError(told.what, where=told.where, seen=told.seen, hint=_ONE_BATCH)
+            raise told from error
         forget_tracer(graph)
         return graph
+
+    def _fixes_batch(self, error: Exception) -> bool:
+        """Return whether no batch size but the one of the example can be captured."""
+        if self._model.training or not isinstance(error, OneSizeError):
+            return False
+        sizes = {(a.shape[0], b.shape[0]) for a, b in self._given if a.shape != b.shape}
+        only_batch = all(a.shape[1:] == b.shape[1:] for a, b in self._given)
+        looped = isinstance(error, LoopError)
+        return only_batch and (looped or all(other == 2 * one for one, other in sizes))
 
     def _finish(self, graph: fx.Graph) -> None:
         output = next(n for n in graph.nodes if n.op == "output")

@@ -10,6 +10,7 @@ captured once in each mode.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def export_modes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     CaptureError
         If the forward cannot be exported; names the line of the user's code.
     """
-    return capture_modes(model, lambda training: _export(model, inputs, training), refuse=True)
+    return capture_modes(model, partial(_export, model, inputs), refuse=True)
 
 
 def depends_on_data(error: CaptureError) -> bool:

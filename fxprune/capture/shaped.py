@@ -29,12 +29,20 @@ from fxprune.capture.multihead import explicit_attention
 from fxprune.capture.own_gradients import kept_gradients
 from fxprune.capture.symbolic import SymbolicTracer
 
-__all__ = ["MetaTwins", "ShapedTracer", "Twin"]
+__all__ = ["LoopError", "MetaTwins", "OneSizeError", "ShapedTracer", "Twin"]
 
 Twin = tuple[Any, Any]
 """A value at either batch size."""
 
 _PLAIN = (bool, int, float, str)
+
+
+class OneSizeError(fx.proxy.TraceError):
+    """A forward takes one size only, of sizes that a graph has to leave open."""
+
+
+class LoopError(OneSizeError):
+    """A forward loops over an axis whose size a graph has to leave open."""
 
 
 class MetaTwins:
@@ -144,6 +152,8 @@ class ShapedProxy(fx.Proxy):
         return int(self._same(*(len(value) for value in self.twin)))
 
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.twin[0], Tensor) and len({len(value) for value in self.twin}) > 1:
+            raise LoopError("a loop over the batch: its length is that of one batch size")
         return iter([self._apply(operator.getitem, i) for i in range(len(self))])
 
     def __bool__(self) -> bool:
@@ -284,19 +294,19 @@ class ShapedTracer(SymbolicTracer):
     def _twin(self, kind: str, target: Any, args: Any, kwargs: Any) -> Twin:
         self._running = True
         try:
-            one, other = (
-                self._twins.call(
-                    self.root,
-                    kind,
-                    target,
-                    self._twins.value(_at(args, side)),
-                    self._twins.value(_at(kwargs, side)),
-                )
-                for side in (0, 1)
-            )
+            one = self._on(0, kind, target, args, kwargs)
+            try:
+                other = self._on(1, kind, target, args, kwargs)
+            except Exception as error:
+                text = " ".join(str(error).split())
+                raise OneSizeError(f"only one size fits: {type(error).__name__}: {text}") from error
         finally:
             self._running = False
         return one, other
+
+    def _on(self, side: int, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = (self._twins.value(_at(given, side)) for given in (args, kwargs))
+        return self._twins.call(self.root, kind, target, args, kwargs)
 
 
 def _at(value: Any, side: int) -> Any:
