@@ -27,7 +27,7 @@ from fxprune.errors import (
 from fxprune.gated import GatedModule
 from fxprune.gated_graph import GatedGraph
 from fxprune.inputs import ExampleInputs, Inputs, fit_inputs, normalize_inputs
-from fxprune.settings import Recipe, Settings, check_round_to
+from fxprune.settings import Recipe, Settings, check_branches, check_round_to
 
 __all__ = ["Ignore", "auto_gate", "gate_again"]
 
@@ -42,6 +42,7 @@ def auto_gate(
     round_to: int = 1,
     unknown: Literal["freeze", "error"] = "freeze",
     attention: Attention = "both",
+    branches: bool = False,
 ) -> GatedModule:
     """Capture a model, find its groups of coupled channels, and put gates on all of them.
 
@@ -68,6 +69,10 @@ def auto_gate(
         What of attention to prune: whole heads, positions inside heads (the same in all heads of a
         layer; those of query and key apart from those of value), both, or neither. Channels
         outside of attention are pruned whatever it says. Scales keep their value.
+    branches : bool
+        Whether to prune branches as well: operands of residual adds, each a group of kind
+        ``"branch"`` with one unit. Without it the other operand takes the place of the sum, and
+        what was needed for the branch only goes. Not those with a part that is ignored.
 
     Returns
     -------
@@ -108,10 +113,11 @@ def auto_gate(
             f"The 'unknown' parameter must be 'freeze' or 'error'. Got {unknown!r} instead."
         )
     check_attention(attention)
+    check_branches(branches)
     ignored = _ignored(model, ignore)
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
     settings = Settings.of(
-        inputs or ((), {}), [n for n in names if ignored(n)], round_to, attention
+        inputs or ((), {}), [n for n in names if ignored(n)], round_to, attention, branches
     )
     try:
         return _gate_whole(model, inputs, ignored, unknown, settings)
@@ -158,9 +164,9 @@ def _gate_by(
     captured = capture(private, inputs, way)
     known = inputs or captured.inputs
     if known is None:
-        known, plan = analyse_guessing(captured, ignored, unknown, settings.attention)
+        known, plan = analyse_guessing(captured, ignored, unknown, settings)
     else:
-        plan = analyse(captured, known, ignored, unknown, settings.attention)
+        plan = analyse(captured, known, ignored, unknown, settings)
     return assemble(captured, plan, replace(settings.with_inputs(known), captured=captured.way))
 
 
@@ -188,7 +194,9 @@ def gate_again(model: nn.Module | ExportedProgram, recipe: Recipe) -> GatedModul
     _check_model(model)
     ignored = _ignored(model, recipe.ignored)
     inputs = fit_inputs(model, recipe.inputs)  # it may have been gated in another precision
-    settings = Settings.of(inputs, recipe.ignored, attention=recipe.attention)
+    settings = Settings.of(
+        inputs, recipe.ignored, attention=recipe.attention, branches=recipe.branches
+    )
     if recipe.borders:
         return gate_known_regions(_copy(model), recipe.borders, ignored, settings)
     return _gate_whole(model, inputs, ignored, "freeze", settings, recipe.captured)

@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.build import Analysis
 from fxprune.analysis.plan import Plan
-from fxprune.analysis.policy import Attention
 from fxprune.analysis.trace import GraphTrace
 from fxprune.borders import split_key
 from fxprune.capture import Captured
@@ -34,7 +33,7 @@ Ignored = Callable[[str], str | None]
 
 
 def analyse(
-    captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str, attention: Attention
+    captured: Captured, inputs: Inputs, ignored: Ignored, unknown: str, settings: Settings
 ) -> Plan:
     """Analyse a captured model, and once more if its graphs could be written in better form.
 
@@ -46,7 +45,8 @@ def analyse(
         Example inputs.
     ignored : callable
     unknown : {"freeze", "error"}
-    attention : {"head", "head_dim", "both", "off"}
+    settings : Settings
+        What of attention is prunable, and whether branches are.
 
     Raises
     ------
@@ -61,7 +61,8 @@ def analyse(
         captured.graphs,
         unknown=unknown,
         rewritten=REWRITTEN,
-        attention=attention,
+        attention=settings.attention,
+        branches=settings.branches,
     )
     return analysis.run(*inputs, ignored, partial(lower, captured))
 
@@ -103,14 +104,14 @@ def _add_constants(
 
 
 def analyse_guessing(
-    captured: Captured, ignored: Ignored, unknown: str, attention: Attention
+    captured: Captured, ignored: Ignored, unknown: str, settings: Settings
 ) -> tuple[Inputs, Plan]:
     """Analyse a captured model on the first likely input that it runs on; return both."""
     failures = []
     for guess in candidate_inputs(captured.root, captured.graphs["eval"]):
         inputs: Inputs = ((guess,), {})
         try:
-            return inputs, analyse(captured, inputs, ignored, unknown, attention)
+            return inputs, analyse(captured, inputs, ignored, unknown, settings)
         except InputError as error:
             failures.append((tuple(guess.shape), error))
     shapes = ", ".join(str(shape) for shape, _ in failures)

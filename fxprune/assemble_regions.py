@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 
 from fxprune._copies import live_stage
 from fxprune.analysis.plan import Plan
-from fxprune.analysis.policy import Attention
 from fxprune.analysis.regions import RegionAnalysis
 from fxprune.assemble import Ignored, lower
 from fxprune.borders import Borders, MisfitError, split_key
@@ -75,7 +74,7 @@ def gate_regions(
         if not regions.graphs:
             raise whole
         try:
-            plan = _analyse(regions, borders, ignored, unknown, settings.attention)
+            plan = _analyse(regions, borders, ignored, unknown, settings)
         except MisfitError as misfit:
             regions.give_up(misfit.path)
             borders = regions.settle(_with_values(inputs))
@@ -112,7 +111,7 @@ def gate_known_regions(
     )
     regions = known_regions(model, found)
     try:
-        plan = _analyse(regions, found, ignored, "freeze", settings.attention)
+        plan = _analyse(regions, found, ignored, "freeze", settings)
     except MisfitError as misfit:
         raise InputError(f"a part of the model is not what it was: {misfit}") from misfit
     return _assemble(regions, plan, replace(settings, borders=found.to_json()))
@@ -154,7 +153,7 @@ def _with_values(inputs: Inputs) -> Inputs:
 
 
 def _analyse(
-    regions: Regions, borders: Borders, ignored: Ignored, unknown: str, attention: Attention
+    regions: Regions, borders: Borders, ignored: Ignored, unknown: str, settings: Settings
 ) -> Plan:
     regions.open_calls(borders)
     analysis = RegionAnalysis(
@@ -163,7 +162,8 @@ def _analyse(
         borders,
         unknown=unknown,
         rewritten=REWRITTEN,
-        attention=attention,
+        attention=settings.attention,
+        branches=settings.branches,
     )
     captured = Captured(regions.model, regions.graphs)
     return analysis.run((), {}, ignored, partial(lower, captured))
@@ -193,10 +193,10 @@ def _assemble(regions: Regions, plan: Plan, settings: Settings) -> GatedRegions:
 
 def _is_prunable(plan: Plan, path: str) -> bool:
     """Return whether anything in a region can be cut."""
-    return any(
+    mine = [graph for key, graph in plan.graphs.items() if split_key(key)[0] == path]
+    return any(graph.branches for graph in mine) or any(
         plan.prunable(axis)
-        for key, graph in plan.graphs.items()
-        if split_key(key)[0] == path
+        for graph in mine
         for values in graph.trace.values.values()
         for _, ids in values
         for axis in ids

@@ -1,8 +1,9 @@
 """The budget solver: the keep-vector that keeps the best units and costs what was asked.
 
 Units leave in the order of their scores, in blocks of `round_to` channels, never the last block of
-a group. The cost falls with every block, so a bisection finds where the ranking crosses the budget.
-Where one block steps over it, the states around are searched best first until one is near enough.
+a group, unless it is a branch. The cost falls with every block, so a bisection finds where the
+ranking crosses the budget. Where one block steps over it, the states around are searched best first
+until one is near enough.
 Cost is that of the whole model, prunable or not.
 """
 
@@ -202,7 +203,7 @@ class _Ladders:
     """Per group, the blocks of units in the order in which they leave; and all of them ranked.
 
     A group loses them from the worst on, so that
-    its width stays a multiple of the block; the last block always stays.
+    its width stays a multiple of the block; the last block stays, except that of a branch.
     """
 
     def __init__(self, plan: Plan, scores: Scores, round_to: int) -> None:
@@ -213,7 +214,8 @@ class _Ladders:
         for number, (group, at) in enumerate(zip(plan.groups, slices, strict=True)):
             order = at.start + np.argsort(-scores[at], kind="stable")
             step = _block_size(plan, group, round_to)
-            starts = reversed(range(step, group.size, step))
+            least = 0 if group.kind == "branch" else step
+            starts = reversed(range(least, group.size, step))
             blocks = [order[start : start + step] for start in starts]
             self._blocks.append(blocks)
             ranked += [(float(scores[block].mean()), number) for block in blocks]
@@ -242,8 +244,10 @@ class _Ladders:
 def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
     """Return how many units make `round_to` channels.
 
-    A unit of a grouped convolution is several channels.
+    A unit of a grouped convolution is several channels; a branch is none.
     """
+    if group.kind == "branch":
+        return 1
     lead = group.members[0]
     ids = plan.axes[lead.fqn, lead.dim]
     unit = plan.group_slices()[group.name].start

@@ -76,7 +76,8 @@ def plot_dependencies(gated: GatedModule, path: str | os.PathLike[str]) -> Path:
     axes = figure.subplots()
     for name, lane in lanes.items():
         _draw_lane(axes, lane, rows, graph[name] if name in graph else nx.Graph())
-    sizes = {next(iter(lanes[group.name].rows)): group.size for group in reversed(gated.groups)}
+    channels = [group for group in reversed(gated.groups) if group.kind != "branch"]
+    sizes = {next(iter(lanes[group.name].rows)): group.size for group in channels}
     labels = [f"{name} ({sizes[name]})" if name in sizes else name for name in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_ylim(len(rows) - 0.3, -0.7)
@@ -120,8 +121,12 @@ def _lanes(gated: GatedModule, rows: Mapping[str, int]) -> dict[str, _Lane]:
         mine: dict[str, bool] = {}
         for member in group.members:
             module = _module_of(member)
+            if module not in rows:  # a branch takes modules along that have no channels
+                continue
             makes = (member.fqn, member.dim) not in gated.plan.readers
             mine[module] = mine.get(module, False) or makes
+        if not mine:
+            continue
         mine = dict(sorted(mine.items(), key=lambda item: rows[item[0]]))
         places = [rows[module] for module in mine]
         spans.append((places[0], places[-1], number, group.name, mine))

@@ -36,7 +36,8 @@ class ParameterShare:
     shape : tuple of int
         Its shape.
     axes : tuple of int
-        The axes that a group can shorten; empty when nothing of the parameter is prunable.
+        The axes that a group can shorten, the first one where only a branch takes the whole
+        parameter; empty when nothing of it is prunable.
     """
 
     name: str
@@ -84,9 +85,11 @@ class Explanation:
     macs : int
         Multiply-accumulates of one forward of the unpruned model at `input_shapes`.
     prunable_params : float
-        Share of the parameters, 0 to 1: a parameter is prunable when one of its axes is in a group.
+        Share of the parameters, 0 to 1: a parameter is prunable when one of its axes is in a group,
+        or when it goes with a branch.
     prunable_macs : float
-        Share of the multiply-accumulates, 0 to 1, of operators with at least one prunable axis.
+        Share of the multiply-accumulates, 0 to 1, of operators with at least one prunable axis, or
+        inside a branch.
     input_shapes : tuple of tuple of int
         Shapes of the inputs that `macs` holds for.
     groups : tuple of ChannelGroup
@@ -205,6 +208,7 @@ def explain(
     *,
     ignore: Sequence[Ignore] | Ignore = (),
     attention: Attention = "both",
+    branches: bool = False,
 ) -> Explanation:
     """Say what of a model is prunable, what is frozen and why.
 
@@ -219,6 +223,8 @@ def explain(
         What must keep its own output width, as for `fxprune.auto_gate`. Not for a gated model.
     attention : {"head", "head_dim", "both", "off"}
         What of attention to prune, as for `fxprune.auto_gate`. A gated model has its own.
+    branches : bool
+        Whether branches are prunable, as for `fxprune.auto_gate`. A gated model has its own.
 
     Returns
     -------
@@ -252,7 +258,9 @@ def explain(
             )
         gated = model
     else:
-        gated = auto_gate(model, example_inputs, ignore=ignore, attention=attention)
+        gated = auto_gate(
+            model, example_inputs, ignore=ignore, attention=attention, branches=branches
+        )
     return explain_gated(gated, model)
 
 
@@ -282,6 +290,7 @@ def _module_shares(gated: GatedModule, model: nn.Module) -> tuple[ModuleShare, .
     Types are those in `model`: what only holds parameters is a plain Module in the gated one.
     """
     plan = gated.plan
+    inside = {m.fqn for g in plan.groups if g.kind == "branch" for m in g.members}
     unused = [axis.member.fqn for axis in plan.frozen]
     names = dict.fromkeys([*(name for name, _ in gated.named_parameters()), *unused])
     kinds = module_kinds(gated) | module_kinds(model)
@@ -290,7 +299,8 @@ def _module_shares(gated: GatedModule, model: nn.Module) -> tuple[ModuleShare, .
         path, _, leaf = name.rpartition(".")
         shape = plan.shapes[name]
         axes = tuple(d for d in range(len(shape)) if _is_prunable(plan, name, d))
-        owned.setdefault(path, []).append(ParameterShare(leaf, shape, axes))
+        share = ParameterShare(leaf, shape, axes or ((0,) if name in inside else ()))
+        owned.setdefault(path, []).append(share)
     return tuple(
         ModuleShare(path, kinds.get(path, "unused"), tuple(parameters))
         for path, parameters in owned.items()

@@ -100,8 +100,8 @@ class GatedModule(nn.Module, abc.ABC):
         Raises
         ------
         GateError
-            If a name is no group, a mask is not bool, has the wrong length, or keeps nothing.
-            Nothing is changed then.
+            If a name is no group, a mask is not bool, has the wrong length, or keeps nothing of a
+            group that is no branch. Nothing is changed then.
         """
         if not isinstance(keep, Mapping):
             raise GateError(
@@ -112,8 +112,9 @@ class GatedModule(nn.Module, abc.ABC):
         if not keep:
             return
         slices = self.plan.group_slices()
+        branches = _branch_names(self.plan)
         for name, mask in keep.items():
-            _check_mask(name, mask, slices)
+            _check_mask(name, mask, slices, may_close=name in branches)
         full = self._vector().value[:-1] > 0.5
         for name, mask in keep.items():
             full[slices[name]] = mask.to(full.device)
@@ -283,7 +284,7 @@ class GatedModule(nn.Module, abc.ABC):
         slices = whole.group_slices()
         full = self._full(np.ones(self.plan.n_units, dtype=bool))
         for name, mask in remaining.items():
-            _check_mask(name, mask, slices)
+            _check_mask(name, mask, slices, may_close=name in _branch_names(whole))
             wanted = mask.cpu().numpy()
             if (wanted & ~full[slices[name]]).any():
                 raise GateError(
@@ -342,7 +343,12 @@ def _by_group(plan: Plan, keep: Keep) -> dict[str, Tensor]:
     return {name: torch.from_numpy(keep[at]) for name, at in plan.group_slices().items()}
 
 
-def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:
+def _branch_names(plan: Plan) -> set[str]:
+    """Return the groups that a mask may close altogether."""
+    return {group.name for group in plan.groups if group.kind == "branch"}
+
+
+def _check_mask(name: str, mask: Any, slices: Mapping[str, slice], may_close: bool) -> None:
     if name not in slices:
         close = difflib.get_close_matches(str(name), slices, n=3) or list(slices)[:3]
         raise GateError(
@@ -364,7 +370,7 @@ def _check_mask(name: str, mask: Any, slices: Mapping[str, slice]) -> None:
         raise GateError(
             f"The mask of group {name!r} must have shape ({size},).", seen=str(tuple(mask.shape))
         )
-    if not mask.any():
+    if not mask.any() and not may_close:
         raise GateError(
             f"The mask of group {name!r} keeps nothing.",
             seen=f"{size} times False",

@@ -16,6 +16,7 @@ from fxprune.gates import GateVector
 from fxprune.modes import join_modes
 from fxprune.notes import RECIPE, notes
 from fxprune.origin import Origin
+from fxprune.passes.drop_branches import DropBranches
 from fxprune.passes.insert_gates import GATES
 from fxprune.passes.pipeline import Pipeline
 from fxprune.passes.remove_gates import RemoveGates
@@ -89,10 +90,15 @@ class GatedGraph(GatedModule, fx.GraphModule):
             Pipeline(
                 (
                     RemoveGates(),
+                    DropBranches(self._whole_plan, self._full(keep), mode),
                     SliceChannels(self.plan, keep, mode, sliced),
                     ResizeLiterals(self._whole_plan, self._full(keep), mode),
                 )
             )(stage)
+            if self._whole_plan.removed(
+                mode, self._full(keep)
+            ):  # made anew, it takes over only what is still used
+                stage = fx.GraphModule(stage, stage.graph, class_name="GraphModule")
             stages[mode] = stage
         result = stages["eval"] if len(stages) == 1 else join_modes(stages)
         own_tensors(result, own)

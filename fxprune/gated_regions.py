@@ -17,6 +17,7 @@ from fxprune.gated import GatedModule
 from fxprune.gates import GateVector
 from fxprune.modes import join_modes
 from fxprune.notes import RECIPE, notes
+from fxprune.passes.drop_branches import DropBranches
 from fxprune.passes.fit_borders import FitBorders
 from fxprune.passes.insert_gates import GATES
 from fxprune.passes.pipeline import Pipeline
@@ -157,6 +158,7 @@ class GatedRegions(GatedModule):
         Pipeline(
             (
                 RemoveGates(),
+                DropBranches(self._whole_plan, self._full(keep), key),
                 SliceChannels(self.plan, keep, key),
                 ResizeLiterals(self._whole_plan, self._full(keep), key),
                 FitBorders(self._whole_plan, self._full(keep), key),

@@ -2,18 +2,20 @@
 
 Scores must be comparable across groups, because one ranking runs over all of them. So each
 parameter axis is scored on its own and divided by its mean, and a unit's score is the mean over its
-axes: 1 is an average channel of any layer.
+axes: 1 is an average channel of any layer. A branch is scored by the rows of the weights that go
+with it, and 1 is an average branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fxprune.analysis.plan import ChannelGroup
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
 
@@ -26,7 +28,8 @@ Importance = str | Tensor | Callable[[GatedModule], Tensor]
 def magnitude(gated: GatedModule, p: int = 2) -> Scores:
     """Score units by the L`p` norm of the weights they own.
 
-    Producing rows and consuming columns count alike.
+    Producing rows and consuming columns count alike. A branch gets the mean of its weights' norms
+    per row, divided by what branches have on average.
 
     Parameters
     ----------
@@ -64,7 +67,20 @@ def magnitude(gated: GatedModule, p: int = 2) -> Scores:
                 total[present] += norms / max(float(norms.mean()), np.finfo(float).tiny)
                 axes[present] += 1
     scores: Scores = total[:-1] / np.maximum(axes[:-1], 1)
+    branches = [group for group in plan.groups if group.kind == "branch"]
+    norms_of = [_norm_per_row(group, parameters, p) for group in branches]
+    for group, norm in zip(branches, norms_of, strict=True):
+        mean = sum(norms_of) / len(norms_of)
+        scores[plan.group_slices()[group.name]] = norm / max(mean, np.finfo(float).tiny)
     return scores
+
+
+def _norm_per_row(group: ChannelGroup, parameters: Mapping[str, Tensor], p: int) -> float:
+    """Return the norm that a row of a branch's weights has, on average over the weights."""
+    weights = [parameters[m.fqn].detach() for m in group.members if m.fqn in parameters]
+    large = [weight for weight in weights if weight.dim() > 1] or weights
+    norms = [float((w.double().abs().pow(p).sum() / max(1, len(w))) ** (1 / p)) for w in large]
+    return sum(norms) / max(1, len(norms))
 
 
 def random(gated: GatedModule, seed: int = 0) -> Scores:

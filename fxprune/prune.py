@@ -104,6 +104,7 @@ def prune(
     round_to: int = 1,
     ignore: Sequence[Ignore] | Ignore = (),
     attention: Attention = "both",
+    branches: bool = False,
     seed: int = 0,
 ) -> nn.Module:
     """Prune a model once, without training: gate, score, cut, compact.
@@ -116,7 +117,7 @@ def prune(
         Guessed when left out.
     macs, params, importance, round_to, seed
         See `select`.
-    ignore, attention
+    ignore, attention, branches
         See `fxprune.auto_gate`.
 
     Returns
@@ -140,7 +141,7 @@ def prune(
     >>> compact.get_submodule("0").out_channels
     32
     """
-    gated = auto_gate(model, example_inputs, ignore=ignore, attention=attention)
+    gated = auto_gate(model, example_inputs, ignore=ignore, attention=attention, branches=branches)
     chosen = select(
         gated, macs=macs, params=params, importance=importance, round_to=round_to, seed=seed
     )

@@ -21,6 +21,7 @@ __all__ = [
     "FORMAT",
     "Recipe",
     "Settings",
+    "check_branches",
     "check_round_to",
     "describe_inputs",
     "rebuild_inputs",
@@ -36,6 +37,12 @@ def check_round_to(value: object) -> None:
         raise ConfigError(
             f"The 'round_to' parameter must be a positive integer. Got {value!r} instead."
         )
+
+
+def check_branches(value: object) -> None:
+    """Raise a ConfigError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"The 'branches' parameter must be True or False. Got {value!r} instead.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ class Settings:
         that is captured whole.
     captured : str
         How a model that is captured whole was: the name of a way, see `fxprune.capture`.
+    branches : bool
+        Whether operands of residual adds are prunable.
     """
 
     inputs: str
@@ -65,6 +74,7 @@ class Settings:
     attention: Attention = "both"
     borders: str = ""
     captured: str = ""
+    branches: bool = False
 
     @classmethod
     def of(
@@ -73,11 +83,11 @@ class Settings:
         ignored: Sequence[str],
         round_to: int = 1,
         attention: Attention = "both",
-        borders: str = "",
+        branches: bool = False,
     ) -> Settings:
         """Describe example inputs and ignored names."""
         described = json.dumps(describe_inputs(inputs))
-        return cls(described, tuple(ignored), round_to, attention, borders)
+        return cls(described, tuple(ignored), round_to, attention, branches=branches)
 
     def with_inputs(self, inputs: Inputs, borders: str = "") -> Settings:
         """Return the same settings for other example inputs, and other borders."""
@@ -98,6 +108,8 @@ class Settings:
             "attention": self.attention,
             "keep": masks,
         }
+        if self.branches:
+            written["branches"] = True
         if self.borders:
             written["borders"] = json.loads(self.borders)
         if self.captured:
@@ -117,6 +129,7 @@ class Recipe:
     attention : {"head", "head_dim", "both", "off"}
     keep : dict of str to bool Tensor
     borders, captured : str
+    branches : bool
         As in `Settings`.
     """
 
@@ -126,6 +139,7 @@ class Recipe:
     keep: Mapping[str, Tensor]
     borders: str = ""
     captured: str = ""
+    branches: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
@@ -146,8 +160,8 @@ class Recipe:
         inputs = rebuild_inputs(data["inputs"])
         attention = data.get("attention", "both")
         borders = json.dumps(data["borders"]) if "borders" in data else ""
-        captured = data.get("captured", "")
-        return cls(inputs, tuple(data["ignored"]), attention, keep, borders, captured)
+        captured, branches = data.get("captured", ""), bool(data.get("branches", False))
+        return cls(inputs, tuple(data["ignored"]), attention, keep, borders, captured, branches)
 
 
 def describe_inputs(inputs: Inputs) -> dict[str, Any]:

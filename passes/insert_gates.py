@@ -9,7 +9,7 @@ with one gate per value and axis, shared by its consumers, right before the firs
 a removed position is multiplied by 0 before anything else can see it. An operator that takes a
 statistic over a prunable axis (a LayerNorm, a mean) makes place for its gated twin, which takes the
 gates as a mask (`fxprune.statistics`), and a recurrent layer takes them as masks of the weights
-that read its own units.
+that read its own units. A branch has one gate, on the edge into the add.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch import fx
 from torch.fx import GraphModule
 
 from fxprune.analysis.ids import Ids
-from fxprune.analysis.plan import GateSite, Plan, StatisticGate, WeightGate
+from fxprune.analysis.plan import BranchSite, GateSite, Plan, StatisticGate, WeightGate
+from fxprune.analysis.summands import summands
 from fxprune.borders import split_key
 from fxprune.errors import InternalError, PreconditionError
 from fxprune.gated_leaves import WeightMask, gated_leaf
@@ -40,7 +41,7 @@ GATES = "fxprune_gates"
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class InsertGates(Pass):
-    """Insert a gate on every edge into an operator that sums over a prunable axis.
+    """Insert a gate on every edge into what sums over a prunable axis, and on that of a branch.
 
     Parameters
     ----------
@@ -66,6 +67,7 @@ class InsertGates(Pass):
         names = {node.name for node in gm.graph.nodes}
         here = self.plan.graphs[self.mode]
         needed = {site.source for site in here.gates} | {n for s in here.gates for n in s.consumers}
+        needed |= {site.node for site in here.branches}
         missing = sorted(needed - names)
         if missing:
             raise PreconditionError(
@@ -82,12 +84,13 @@ class InsertGates(Pass):
     def run(self, gm: GraphModule) -> PassResult:
         """Insert vector, gates and masks; see the module's docstring."""
         here = self.plan.graphs[self.mode]
-        if not here.gates and not here.statistics and not here.weights:
+        if not (here.gates or here.statistics or here.weights or here.branches):
             return PassResult(gm, changed=False)
         insertion = _Insertion(gm, self.plan, self.mode)
         edits = [insertion.gate(site) for site in here.gates]
         edits += [insertion.statistic(one) for one in here.statistics]
         edits += [insertion.weight(weight) for weight in here.weights]
+        edits += [insertion.branch(site) for site in here.branches]
         return PassResult(gm, changed=True, edits=tuple(edits))
 
 
@@ -187,6 +190,22 @@ class _Insertion:
         }
         why = f"{site.member} is summed over inside the layer"
         return Edit(InsertGates.name, site.node, type(plain).__name__, "gated columns", why)
+
+    def branch(self, site: BranchSite) -> Edit:
+        """Put a gate on the edge from a branch into the add."""
+        node = self.nodes[site.node]
+        pair = summands(node)
+        if pair is None:
+            raise InternalError(f"{site.node} is no sum of two tensors", seen=str(node.target))
+        operand, name = pair[site.operand], f"{site.node}_branch"
+        target = self._target(name)
+        self.gm.add_submodule(target, Gate(_broadcast(self.units[[site.branch]], 0)))
+        with self.gm.graph.inserting_before(node):
+            gate = self.gm.graph.create_node(
+                "call_module", target, (operand, self.vector), name=f"gate_{name}"
+            )
+        node.replace_input_with(operand, gate)
+        return Edit(InsertGates.name, site.node, operand.name, target, "it can do without it")
 
     def _target(self, name: str) -> str:
         """Return the path of a gate; all graphs share one gate vector but no gates."""

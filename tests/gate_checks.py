@@ -64,12 +64,12 @@ def assert_close(actual: list[Tensor], expected: list[Tensor], what: str = "") -
 
 
 def random_keep(gated: GatedModule, share: float, seed: int = 0) -> dict[str, Tensor]:
-    """Draw masks that keep each unit with a probability, and at least one unit of every group."""
+    """Draw masks that keep each unit with a probability; only a branch may lose all it has."""
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for group in gated.groups:
         mask = torch.rand(group.size, generator=generator) < share
-        mask[torch.randint(group.size, (1,), generator=generator)] = True
+        mask[torch.randint(group.size, (1,), generator=generator)] |= group.kind != "branch"
         masks[group.name] = mask
     return masks
 
@@ -158,6 +158,10 @@ def assert_partition(gated: GatedModule) -> None:
             fixed[name, dim] = int((rows == plan.n_units).all(axis=1).sum())
         found[name] += 1
     for group in gated.groups:
+        if group.kind == "branch":
+            assert group.size == 1
+            assert group.members
+            continue
         members = {(m.fqn, m.dim) for m in group.members}
         assert members, group
         assert len(members) == len(group.members), "a member is listed twice"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.axes import TensorIds
+from fxprune.analysis.branches import Branches, find_branches
 from fxprune.analysis.grouping import Grouping, group_units
 from fxprune.analysis.ids import Ids, IdSpace
 from fxprune.analysis.interpret import interpret
+from fxprune.analysis.liveness import ALL
 from fxprune.analysis.plan import (
-    CostTerms,
     GateSite,
     GraphPlan,
     Member,
@@ -24,6 +24,7 @@ from fxprune.analysis.plan import (
 )
 from fxprune.analysis.policy import Attention, apply_policy
 from fxprune.analysis.probe import unfit_nodes
+from fxprune.analysis.terms import RunTable, parameter_term, while_needed
 from fxprune.analysis.trace import GraphTrace
 from fxprune.analysis.tracker import MacsTerm, Tracker
 from fxprune.rules import Registry, registry
@@ -49,6 +50,8 @@ class Analysis:
         node is checked to follow its inputs' widths, and frozen if it does not.
     attention : {"head", "head_dim", "both", "off"}
         What of attention is prunable.
+    branches : bool
+        Whether operands of residual adds are prunable.
     """
 
     def __init__(
@@ -59,12 +62,15 @@ class Analysis:
         unknown: str = "freeze",
         rewritten: frozenset[Any] | None = None,
         attention: Attention = "both",
+        branches: bool = False,
     ) -> None:
         self.root = root
         self.graphs = graphs
         self.space = IdSpace()
         self._rewritten = rewritten
         self._attention = attention
+        self._offers_branches = branches
+        self._branches = Branches()
         self._tracker = Tracker(self.space, rules, unknown)
         self._names = named_tensors(root)
 
@@ -102,9 +108,11 @@ class Analysis:
         for mode, trace in traces.items():
             self._freeze_ungatable(self.graphs[mode], trace)
         apply_policy(self.space, self._attention)
-        grouping = group_units(self.space, self._unused())
+        if self._offers_branches:
+            self._branches = self._find_branches(traces, ignored)
+        grouping = self._group()
         while self._rewritten is not None and self._freeze_unfit(traces, grouping):
-            grouping = group_units(self.space, self._unused())
+            grouping = self._group()
         return self._plan(traces, grouping)
 
     def _anew(self) -> Analysis:
@@ -116,6 +124,7 @@ class Analysis:
             self._tracker.unknown,
             self._rewritten,
             self._attention,
+            self._offers_branches,
         )
 
     # -- before resolving
@@ -208,6 +217,22 @@ class Analysis:
                             self.space.freeze(axis, reason)
         return found
 
+    def _find_branches(
+        self, traces: Mapping[str, GraphTrace], ignored: Callable[[str], str | None]
+    ) -> Branches:
+        shared = self._shared()
+        return find_branches(
+            self.root,
+            self.graphs,
+            traces,
+            self._names,
+            self.space,
+            lambda name: name in shared or ignored(name) is not None,
+        )
+
+    def _group(self) -> Grouping:
+        return group_units(self.space, self._unused(), self._branches.members)
+
     def _unused(self) -> list[tuple[str, tuple[int, ...]]]:
         touched = self._tracker.seen()
         return [
@@ -218,15 +243,24 @@ class Analysis:
 
     # -- after resolving
     def _plan(self, traces: Mapping[str, GraphTrace], grouping: Grouping) -> Plan:
-        table = _RunTable(grouping)
-        macs = table.terms(self._terms(traces))
+        table, needed = RunTable(grouping), self._branches
+        macs = table.terms(
+            [
+                term
+                for key, (factor, runs, node) in self._terms(traces)
+                for term in while_needed(factor, runs, needed.nodes.get((key, node), ALL))
+            ]
+        )
         shapes = {name: tuple(p.shape) for name, p in self.root.named_parameters()}
         stays = self._stays()
         params = table.terms(
             [
-                _parameter_term(name, shape, grouping.axes)
+                term
                 for name, shape in shapes.items()
                 if name in stays
+                for term in while_needed(
+                    *parameter_term(name, shape, grouping.axes), needed.parameters.get(name, ALL)
+                )
             ]
         )
         shapes.update({name: tuple(b.shape) for name, b in self.root.named_buffers()})
@@ -235,6 +269,7 @@ class Analysis:
                 trace,
                 *self._gates(self.graphs[mode], trace, grouping),
                 _weight_gates(trace, grouping),
+                self._branches.sites.get(mode, ()),
             )
             for mode, trace in traces.items()
         }
@@ -252,13 +287,17 @@ class Analysis:
             readers=self._readers(),
         )
 
-    def _terms(self, traces: Mapping[str, GraphTrace]) -> Sequence[MacsTerm]:
-        """Return the multiply-accumulates of one forward in evaluation mode."""
-        return traces["eval"].terms
+    def _terms(self, traces: Mapping[str, GraphTrace]) -> Sequence[tuple[str, MacsTerm]]:
+        """Return the multiply-accumulates of one forward in evaluation mode, by graph."""
+        return [("eval", term) for term in traces["eval"].terms]
 
     def _stays(self) -> set[str]:
         """Return the names of the parameters that are in the compact model."""
         return self._tracker.seen()
+
+    def _shared(self) -> set[str]:
+        """Return the names of the parameters that something outside of the graphs uses."""
+        return set()
 
     def _readers(self) -> frozenset[tuple[str, int]]:
         inputs = self.space.input_mask()
@@ -302,48 +341,6 @@ def _weight_gates(trace: GraphTrace, grouping: Grouping) -> tuple[WeightGate, ..
         for node, weight, fqn, dim in dict.fromkeys(trace.weights)
         if (grouping.resolution.units[grouping.axes[fqn, dim]] != none).any()
     )
-
-
-class _RunTable:
-    """Numbers the distinct runs of ids; runs without units become plain factors."""
-
-    def __init__(self, grouping: Grouping) -> None:
-        self._units = grouping.resolution.units
-        self._none = grouping.resolution.n_units
-        self._numbers: dict[bytes, int | None] = {}
-        self.runs: list[Ids] = []
-
-    def _number(self, ids: Ids) -> int | None:
-        rows = self._units[ids]
-        key = rows.tobytes()
-        if key not in self._numbers:
-            free = bool((rows != self._none).any())
-            self._numbers[key] = len(self.runs) if free else None
-            if free:
-                self.runs.append(ids)
-        return self._numbers[key]
-
-    def terms(self, terms: Sequence[tuple[int, tuple[Ids, ...]]]) -> CostTerms:
-        total: dict[tuple[int, ...], int] = {}
-        for factor, runs in terms:
-            numbers = []
-            for ids in runs:
-                number = self._number(ids)
-                if number is None:
-                    factor *= len(ids)
-                else:
-                    numbers.append(number)
-            key = tuple(sorted(numbers))
-            total[key] = total.get(key, 0) + factor
-        return CostTerms(tuple(total.values()), tuple(total))
-
-
-def _parameter_term(
-    name: str, shape: tuple[int, ...], axes: Mapping[tuple[str, int], Ids]
-) -> tuple[int, tuple[Ids, ...]]:
-    runs = tuple(axes[name, d] for d in range(len(shape)) if (name, d) in axes)
-    fixed = math.prod(n for d, n in enumerate(shape) if (name, d) not in axes)
-    return fixed, runs
 
 
 def named_tensors(root: nn.Module) -> dict[int, tuple[str, str]]:

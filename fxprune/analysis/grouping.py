@@ -28,8 +28,12 @@ class Grouping:
     axes: Mapping[tuple[str, int], Ids]
 
 
-def group_units(space: IdSpace, unused: Sequence[tuple[str, tuple[int, ...]]]) -> Grouping:
-    """Resolve all ties and gather units into groups.
+def group_units(
+    space: IdSpace,
+    unused: Sequence[tuple[str, tuple[int, ...]]],
+    branches: Mapping[int, tuple[Member, ...]] | None = None,
+) -> Grouping:
+    """Resolve all ties and gather units into groups; branches come last.
 
     Parameters
     ----------
@@ -37,6 +41,8 @@ def group_units(space: IdSpace, unused: Sequence[tuple[str, tuple[int, ...]]]) -
         All ids with their relations.
     unused : sequence of (name, shape)
         Parameters that no operator touched.
+    branches : mapping of int to tuple of Member, optional
+        Ids of branches, and what belongs to each.
 
     Returns
     -------
@@ -47,14 +53,32 @@ def group_units(space: IdSpace, unused: Sequence[tuple[str, tuple[int, ...]]]) -
     for _, ids in stored:
         used[ids] = True
     resolution = space.resolve(used)
-    order, groups = _groups(space, stored, resolution, kinds_of(space, resolution.atoms))
+    kinds: list[GroupKind] = [
+        "branch" if atom in (branches or {}) else kind
+        for atom, kind in zip(
+            resolution.atoms.tolist(), kinds_of(space, resolution.atoms), strict=True
+        )
+    ]
+    order, groups = _groups(space, stored, resolution, kinds)
+    groups = tuple(
+        replace(group, members=(branches or {})[int(resolution.atoms[unit])])
+        if group.kind == "branch"
+        else group
+        for group, unit in zip(groups, order[_starts(groups)].tolist(), strict=True)
+    )
     rank = np.empty(resolution.n_units + 1, dtype=np.int64)
     rank[order] = np.arange(resolution.n_units)
     rank[resolution.n_units] = resolution.n_units
     numbered = replace(resolution, units=rank[resolution.units])
     frozen = (*_frozen(stored, resolution), *_untouched(unused))
-    axes = {(owner.name, owner.dim): ids for owner, ids in stored}
+    axes = {(owner.name, owner.dim): ids for owner, ids in stored if owner.kind != "branch"}
     return Grouping(groups, frozen, numbered, axes)
+
+
+def _starts(groups: Sequence[ChannelGroup]) -> Ids:
+    """Return the place of each group's first unit."""
+    sizes = np.array([group.size for group in groups], dtype=np.int64)
+    return np.cumsum(sizes) - sizes
 
 
 def _pairs(
@@ -167,7 +191,8 @@ _RECURRENT = ("weight_ih", "weight_ih_l0")  # the first weight of a cell, and of
 def _name(owner: Owner, is_input: bool, taken: dict[str, int]) -> str:
     """Name a group after the module that makes its channels."""
     path, _, leaf = owner.name.rpartition(".")
-    base = path if path and leaf in ("weight", "bias", *_RECURRENT) else owner.name
+    layer = owner.kind != "branch" and path and leaf in ("weight", "bias", *_RECURRENT)
+    base = path if layer else owner.name
     if is_input:
         base += ".in"
     taken[base] = taken.get(base, 0) + 1

@@ -31,11 +31,11 @@ ALWAYS = 0
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Where a run of ids was born: one axis of a parameter or buffer, or the output of a node."""
+    """Where ids were born: one axis of a parameter or buffer, the output of a node, or a branch."""
 
     name: str
     dim: int
-    kind: str  # "parameter", "buffer" or "node"
+    kind: str  # "parameter", "buffer", "node" or "branch"
 
 
 @dataclass(frozen=True, slots=True)

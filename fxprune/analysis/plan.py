@@ -17,6 +17,7 @@ from fxprune.analysis.ids import Ids, Tie
 from fxprune.analysis.trace import GraphTrace
 
 __all__ = [
+    "BranchSite",
     "ChannelGroup",
     "CostTerms",
     "FrozenAxis",
@@ -51,12 +52,16 @@ class ChannelGroup:
     Attributes
     ----------
     name : str
-        Path of the module that makes the channels.
+        Path of the module that makes the channels; of a branch, the path that the modules which go
+        with it have in common.
     kind : {"channel", "head", "head_dim", "branch"}
+        A branch is an operand of a residual add.
     size : int
-        Number of units, each kept or removed as a whole.
+        Number of units, each kept or removed as a whole; 1 for a branch.
     members : tuple[Member, ...]
-        The parameter axes that a removed unit takes positions from.
+        The parameter axes that a removed unit takes positions from. Of a branch: the first axis of
+        every parameter that goes with it as a whole, or of those that it uses if all of them are
+        used elsewhere too.
     """
 
     name: str
@@ -65,6 +70,8 @@ class ChannelGroup:
     members: tuple[Member, ...]
 
     def __str__(self) -> str:
+        if self.kind == "branch":
+            return f"{self.name} (branch, {len(self.members)} parameters)"
         return f"{self.name} ({self.size} {self.kind} units, {len(self.members)} axes)"
 
 
@@ -128,13 +135,33 @@ class WeightGate:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchSite:
+    """A removable operand of an add: without it the other operand takes the place of the sum.
+
+    Attributes
+    ----------
+    node : str
+        The add.
+    operand : int
+        Which of the two that it adds, 0 or 1.
+    branch : int
+        The id of the branch; kept or not as ``plan.kept`` says.
+    """
+
+    node: str
+    operand: int
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
 class GraphPlan:
-    """What one captured graph needs: its gates and the ids of its values."""
+    """What one captured graph needs: its gates, its branches and the ids of its values."""
 
     trace: GraphTrace
     gates: tuple[GateSite, ...]
     statistics: tuple[StatisticGate, ...]
     weights: tuple[WeightGate, ...] = ()
+    branches: tuple[BranchSite, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +235,12 @@ class Plan:
         full = np.append(keep, True)
         kept: Keep = np.asarray(full[self.units[ids]].all(axis=-1))
         return kept
+
+    def removed(self, mode: str, keep: Keep) -> tuple[BranchSite, ...]:
+        """Return the branches of one graph that a keep-vector does not keep."""
+        sites = self.graphs[mode].branches
+        gone = ~self.kept(np.array([site.branch for site in sites], dtype=np.int64), keep)
+        return tuple(site for site, out in zip(sites, gone.tolist(), strict=True) if out)
 
     def prunable(self, ids: Ids | None) -> bool:
         """Return whether any position of a run of ids can be removed."""

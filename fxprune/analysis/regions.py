@@ -41,7 +41,7 @@ class RegionAnalysis(Analysis):
         The regions' graphs over the whole model's names, by `region_key`.
     borders : Borders
         What a run of the model showed.
-    rules, unknown, rewritten, attention
+    rules, unknown, rewritten, attention, branches
         As for `Analysis`.
     """
 
@@ -54,12 +54,13 @@ class RegionAnalysis(Analysis):
         unknown: str = "freeze",
         rewritten: frozenset[Any] | None = None,
         attention: Attention = "both",
+        branches: bool = False,
     ) -> None:
-        super().__init__(root, graphs, rules, unknown, rewritten, attention)
+        super().__init__(root, graphs, rules, unknown, rewritten, attention, branches)
         self._borders = borders
         self._taken: dict[Leaf, TensorIds] = {}
         self._returned: dict[Leaf, TensorIds] = {}
-        self._all_terms: list[MacsTerm] = [(borders.macs, ())]
+        self._all_terms: list[tuple[str, MacsTerm]] = [("", (borders.macs, (), ""))]
 
     def run(
         self,
@@ -102,6 +103,7 @@ class RegionAnalysis(Analysis):
             self._tracker.unknown,
             self._rewritten,
             self._attention,
+            self._offers_branches,
         )
 
     # -- walking
@@ -113,7 +115,10 @@ class RegionAnalysis(Analysis):
                     continue
                 trace = self._trace(call, key)
                 if key.endswith(":eval"):
-                    self._all_terms += [(call.count * factor, runs) for factor, runs in trace.terms]
+                    self._all_terms += [
+                        (key, (call.count * factor, runs, node))
+                        for factor, runs, node in trace.terms
+                    ]
                 if key in traces:
                     self._tie_traces(traces[key], trace, call.path)
                 else:
@@ -210,13 +215,16 @@ class RegionAnalysis(Analysis):
                         self.space.freeze(axis, f"{path} takes it and changes it in place")
 
     # -- cost
-    def _terms(self, traces: Mapping[str, GraphTrace]) -> Sequence[MacsTerm]:
+    def _terms(self, traces: Mapping[str, GraphTrace]) -> Sequence[tuple[str, MacsTerm]]:
         return self._all_terms
 
     def _stays(self) -> set[str]:
+        return self._shared() | self._tracker.seen()
+
+    def _shared(self) -> set[str]:
         names = {name for name, _ in self.root.named_parameters()}
         outside = {name for name in names if not self._is_inside(name)}
-        return outside | self._tracker.seen() | set(self._borders.tensors)
+        return outside | set(self._borders.tensors)
 
     def _is_inside(self, name: str) -> bool:
         return any(name.startswith(f"{path}.") for path in self._borders.paths)

@@ -41,7 +41,8 @@ _META = torch.device("meta")
 Contraction = tuple[str, str, Ids]  # consumer node, node whose value is gated, ids
 WeightSite = tuple[str, str, str, int]  # node, parameter in its module and in the model, axis
 StatisticSite = tuple[str, str, tuple[int, ...]]  # node, its input node, axes it runs over
-MacsTerm = tuple[int, tuple[Ids, ...]]  # constant factor, runs of ids whose kept counts multiply it
+MacsTerm = tuple[int, tuple[Ids, ...], str]
+"""A constant factor, runs of ids whose kept counts multiply it, and the node that computes."""
 
 
 class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
@@ -197,7 +198,7 @@ class Tracker(DispatchMode):  # type: ignore[no-untyped-call]
 
     def add_macs(self, factor: int, runs: tuple[Ids, ...]) -> None:
         """See `Op.macs`."""
-        self.terms.append((factor, runs))
+        self.terms.append((factor, runs, self.node))
 
     def add_lookup(self, record: TensorRecord, dim: int, table: Ids) -> bool:
         """See `Op.lookup`; only where the graph itself does it, not a function inside."""

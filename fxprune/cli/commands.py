@@ -66,7 +66,11 @@ def inspect(args: argparse.Namespace) -> Answer:
         check_picture(args.svg)  # before any work is done
     model = build_model(args.model, args.weights)
     gated = auto_gate(
-        model, _inputs(args), ignore=ignored_names(args.ignore), attention=args.attention
+        model,
+        _inputs(args),
+        ignore=ignored_names(args.ignore),
+        attention=args.attention,
+        branches=args.branches,
     )
     found = explain_gated(gated, model)
     text, data = str(found), {"model": args.model, **found.to_dict()}
@@ -85,7 +89,13 @@ def prune(args: argparse.Namespace) -> Answer:
         stage("build")
         model = build_model(args.model, args.weights)
         stage("gate")
-        gated = auto_gate(model, _inputs(args), ignore=ignored, attention=args.attention)
+        gated = auto_gate(
+            model,
+            _inputs(args),
+            ignore=ignored,
+            attention=args.attention,
+            branches=args.branches,
+        )
         selection = select(
             gated,
             macs=args.macs,

@@ -168,6 +168,11 @@ def _add_ignore_and_weights(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="what of attention to prune: whole heads, positions inside heads (both)",
     )
+    parser.add_argument(
+        "--branches",
+        action="store_true",
+        help="prune branches too: whole operands of residual adds",
+    )
     parser.add_argument("--weights", help="file with a state_dict, or a name the library knows")
 
 

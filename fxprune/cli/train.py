@@ -35,6 +35,7 @@ def train(args: argparse.Namespace) -> Answer | None:
         round_to=args.round_to,
         ignore=tuple(ignored_names(args.ignore)),
         attention=args.attention,
+        branches=args.branches,
         dense=args.dense,
         batch_size=args.batch_size,
         accumulate=args.accumulate,

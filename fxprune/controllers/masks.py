@@ -12,7 +12,7 @@ __all__ = ["best_units", "open_units"]
 
 
 def open_units(gated: GatedModule, logits: Scores) -> Keep:
-    """Return the units whose noise-free gates are open; every group keeps its best one.
+    """Return the units whose noise-free gates are open; a group of channels keeps its best one.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ def open_units(gated: GatedModule, logits: Scores) -> Keep:
     bool array, shape (n_units,)
     """
     keep: Keep = logits + OPEN_BIAS > 0
-    for at in gated.plan.group_slices().values():
-        keep[at.start + int(logits[at].argmax())] = True
+    for group, at in zip(gated.groups, gated.plan.group_slices().values(), strict=True):
+        keep[at.start + int(logits[at].argmax())] |= group.kind != "branch"
     return keep
 
 

@@ -248,6 +248,7 @@ def _networks(
         ignore=settings.ignore,
         round_to=settings.round_to,
         attention=settings.attention,
+        branches=settings.branches,
     ).to(ranks.device)
     check_classes(gated, sources.example.to(ranks.device), sources.n_classes)
     dense = copy.deepcopy(model).to(ranks.device)

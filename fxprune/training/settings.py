@@ -44,6 +44,8 @@ class TrainSettings:
         What keeps its width, as for `fxprune.auto_gate`.
     attention : {"head", "head_dim", "both", "off"}
         What of attention to prune, as for `fxprune.auto_gate`.
+    branches : bool
+        Whether to prune branches as well, as for `fxprune.auto_gate`.
     dense : bool
         First train the dense network the same way, for comparison; on all the training data.
     batch_size : int
@@ -96,6 +98,7 @@ class TrainSettings:
     round_to: int = 1
     ignore: tuple[Ignore, ...] = ()
     attention: Attention = "both"
+    branches: bool = False
     dense: bool = True
     batch_size: int = 64
     accumulate: int = 1
@@ -141,7 +144,7 @@ class TrainSettings:
         for name in ("lr", "controller_lr", "clip"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), above=0)
-        for name in ("dense", "amp", "nesterov"):
+        for name in ("branches", "dense", "amp", "nesterov"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
                     f"The '{name}' argument must be a bool.", seen=repr(getattr(self, name))
