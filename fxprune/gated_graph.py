@@ -82,7 +82,8 @@ class GatedGraph(GatedModule, fx.GraphModule):
         torch.fx pickles by tracing anew; its state_dict is not affected.
         """
         root, own = share_tensors(holder(self))
-        keep = self._keep_vector()
+        keep, plan = self._keep_vector(), self._whole_plan
+        full = self._full(keep)
         stages = {}
         sliced: dict[int, Tensor] = {}
         for mode in self._mode_graphs:
@@ -90,9 +91,9 @@ class GatedGraph(GatedModule, fx.GraphModule):
             Pipeline(
                 (
                     RemoveGates(),
-                    DropBranches(self._whole_plan, self._full(keep), mode),
+                    DropBranches(plan, full, mode),
                     SliceChannels(self.plan, keep, mode, sliced),
-                    ResizeLiterals(self._whole_plan, self._full(keep), mode),
+                    ResizeLiterals(plan, full, mode),
                 )
             )(stage)
             if self._whole_plan.removed(
