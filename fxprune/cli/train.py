@@ -36,6 +36,7 @@ def train(args: argparse.Namespace) -> Answer | None:
         ignore=tuple(ignored_names(args.ignore)),
         attention=args.attention,
         branches=args.branches,
+        shrink=args.shrink,
         dense=args.dense,
         batch_size=args.batch_size,
         accumulate=args.accumulate,
@@ -74,6 +75,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--every", type=int, metavar="N", help="steps per step of the controller (by run length)")
     add("--held-back", type=float, default=0.05, help="share of data for the controller (0.05)")
     add("--round-to", type=int, default=1, metavar="N", help="keep widths multiples of N (1)")
+    add(
+        "--shrink",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="cut out what is settled while training goes on (yes)",
+    )
     add(
         "--dense",
         action=argparse.BooleanOptionalAction,

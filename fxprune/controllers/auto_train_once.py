@@ -8,33 +8,28 @@ function that the compact model computes, whatever its activations do at 0.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fxprune.analysis.plan import Keep
 from fxprune.budget import Selection, check_budget
-from fxprune.controllers.checks import (
-    check_gated,
-    check_loss,
-    check_optimizer,
-    check_positive,
-    check_slope,
-)
-from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
+from fxprune.controllers.checks import check_gated, check_optimizer, check_positive
+from fxprune.controllers.distributed import same_on_all_ranks
 from fxprune.controllers.masks import best_units, open_units
 from fxprune.controllers.network import ControllerNetwork
 from fxprune.controllers.pressure import Pressure
 from fxprune.controllers.relaxation import logistic_noise, relax, round_straight_through
 from fxprune.controllers.resource import resource_term
+from fxprune.controllers.restoring import take_over
 from fxprune.controllers.schedule import Phase, Schedule
-from fxprune.controllers.statistics import unchanged_buffers
+from fxprune.controllers.slope import task_slope
 from fxprune.errors import ConfigError, LoadError
 from fxprune.gated import GatedModule
 from fxprune.inputs import check_count
@@ -80,6 +75,10 @@ class AutoTrainOnce:
         The paper's in a long run; a longer search with a paced target in a short one.
     round_to : int, optional
         Widths stay multiples of this; what `auto_gate` was given by default.
+    shrink : bool
+        Cut closed units out of `gated` and `optimizer` as soon as masks are fixed, see
+        `GatedModule.shrink_`: the rest of the run computes the same, in less time. What wraps
+        `gated`, such as ``DistributedDataParallel``, has to be made anew after that step.
     seed : int
         For the controller's weights and noise; torch's global random state is not touched.
 
@@ -89,7 +88,7 @@ class AutoTrainOnce:
     steps_done : int
         Weight steps so far.
     selection : Selection or None
-        The final masks and what they cost, once they are fixed.
+        The final masks and what they cost, once they are fixed; of the model as it was then.
 
     Raises
     ------
@@ -137,6 +136,7 @@ class AutoTrainOnce:
         strength: float | None = None,
         schedule: Schedule | None = None,
         round_to: int | None = None,
+        shrink: bool = False,
         seed: int = 0,
     ) -> None:
         check_gated(gated)
@@ -164,6 +164,9 @@ class AutoTrainOnce:
             dense=gated.dense_cost,
         )
         self._gated = gated
+        self._groups = [[group.name, group.size] for group in gated.groups]
+        self._shrinks, self._shrunk = bool(shrink), False
+        self._trained = optimizer
         self._weight = resource_weight
         self._dense: int = getattr(gated.dense_cost, self._resource)
         self._pressure = Pressure(gated, optimizer, projection, strength)
@@ -227,6 +230,8 @@ class AutoTrainOnce:
             self._learn(held_back_loss)
         if phase == "final" and self.selection is None:
             self._fix_masks()
+            if self._shrinks:
+                self._shrink()
         if phase in ("projection", "final"):
             left = self.schedule.start("final", self.steps) - self.steps_done
             self._pressure.apply(final=phase == "final", steps_left=left)
@@ -260,8 +265,7 @@ class AutoTrainOnce:
         """Take one controller step; the weights are fixed in it."""
         noise = logistic_noise(self._gated.plan.n_units, self._generator)
         gates = relax(self.network(), noise)
-        with unchanged_buffers(self._gated):
-            slope = self._task_slope(gates.detach().to(self._device), held_back_loss)
+        slope = task_slope(self._gated, gates.detach().to(self._device), held_back_loss)
         if not bool(torch.isfinite(slope).all()):
             _log.warning("step %d: the held-back loss is not finite; skipped", self.steps_done)
             return
@@ -272,14 +276,6 @@ class AutoTrainOnce:
         torch.autograd.backward([gates, term], [slope.to(gates), torch.ones_like(term)])
         self._optimizer.step()
         self._note_masks(target)
-
-    def _task_slope(self, gates: Tensor, held_back_loss: Callable[[], Tensor]) -> Tensor:
-        """Return the gradient of the held-back loss by the gates, the same on all ranks."""
-        gates.requires_grad_()
-        with self._gated.soft_gates(gates), torch.enable_grad():
-            loss = check_loss(held_back_loss())
-            (slope,) = torch.autograd.grad(loss, gates, allow_unused=True)
-        return average_over_ranks(check_slope(slope))
 
     def _note_masks(self, target: float) -> None:
         """Press on what the noise-free gates close.
@@ -311,6 +307,13 @@ class AutoTrainOnce:
         _log.info("step %d: masks fixed; %s", self.steps_done, chosen)
         return chosen
 
+    def _shrink(self) -> None:
+        """Cut out what the final masks close; nothing is left to press on."""
+        removed = self._gated.shrink_(self._trained)
+        self._shrunk = True
+        self._pressure.close(np.zeros(len(self._pressure.closed), dtype=bool))
+        _log.info("step %d: %s", self.steps_done, removed)
+
     @property
     def _device(self) -> torch.device:
         return next(self._gated.parameters()).device
@@ -337,6 +340,7 @@ class AutoTrainOnce:
             "steps_done": self.steps_done,
             "expected": self._expected,
             "pressure": self._pressure.state_dict(),
+            "shrunk": self._shrunk,
             "keep": None if self.selection is None else torch.from_numpy(self.selection.keep),
         }
 
@@ -350,31 +354,7 @@ class AutoTrainOnce:
         LoadError
             If the state is of a run with another budget, length or model. Nothing is changed then.
         """
-        mine = self._settings()
-        try:
-            theirs = dict(state["settings"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(
-                "This is no state of an AutoTrainOnce.", seen=f"{type(error).__name__}: {error}"
-            ) from error
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
-        if differing:
-            key = differing[0]
-            raise LoadError(
-                "This state belongs to another run.",
-                seen=f"{key} is {theirs.get(key)!r} there and {mine[key]!r} here",
-                hint="make the controller with the arguments it had",
-            )
-        mine_now = copy.deepcopy(self.state_dict())
-        try:
-            self._restore(state)
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            self._restore(mine_now)
-            raise LoadError(
-                "This state of an AutoTrainOnce is damaged.",
-                seen=f"{type(error).__name__}: {error}",
-                hint="load an earlier checkpoint",
-            ) from error
+        take_over("an AutoTrainOnce", state, self._settings(), self.state_dict, self._restore)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take a state over; masks come last, as they are the gated model's."""
@@ -384,6 +364,7 @@ class AutoTrainOnce:
         self.steps_done = int(state["steps_done"])
         self._expected = float(state["expected"])
         self._pressure.load_state_dict(state["pressure"])
+        self._shrunk = bool(state["shrunk"])
         keep = state["keep"]
         self.selection = None if keep is None else self._selection(keep.numpy())
 
@@ -398,11 +379,21 @@ class AutoTrainOnce:
             "schedule": list(dataclasses.astuple(self.schedule)),
             "round_to": self._round_to,
             "pressure": self._pressure.settings(),
-            "groups": [[group.name, group.size] for group in self._gated.groups],
+            "shrink": self._shrinks,
+            "groups": self._groups,
         }
 
     def _selection(self, keep: Keep) -> Selection:
-        """Make the selection of a keep-vector again, and set its masks."""
-        set_masks(self._gated, keep)
-        reached = self._cost(keep) / self._dense
-        return Selection.of(self._resource, self._target, reached, keep, self._gated.cost_of(keep))
+        """Make the selection of a keep-vector again, and set its masks if they are not cut out."""
+        if not self._shrunk:
+            set_masks(self._gated, keep)
+        elif self._gated.plan.n_units != keep.sum():
+            raise LoadError(
+                "This state belongs to a model that had been shrunk.",
+                seen=f"{self._gated.plan.n_units} units here, {int(keep.sum())} there",
+                hint="save gated.remaining with it, and before anything is loaded call "
+                "gated.shrink_to_(remaining, optimizer)",
+            )
+        cost = self._gated.cost()
+        reached = getattr(cost, self._resource) / self._dense
+        return Selection.of(self._resource, self._target, reached, keep, cost)

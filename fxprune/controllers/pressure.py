@@ -84,6 +84,11 @@ class Pressure:
         self._shares = torch.from_numpy(shares)
         self._projection.begin(self._rows)
 
+    @property
+    def closed(self) -> Keep:
+        """Which units are pressed on, bool array of shape (n_units,)."""
+        return self._closed
+
     def norms(self) -> Tensor:
         """Return the norm of each closed unit's weights, shape (n_units,); 0 for open ones."""
         return self._producers.norms(self._rows)

@@ -60,6 +60,7 @@ def _auto_train_once(
         params=settings.params,
         every=settings.every,
         learning_rate=settings.controller_lr,
+        shrink=settings.shrink,
         seed=settings.seed,
     )
 

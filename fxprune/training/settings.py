@@ -46,6 +46,9 @@ class TrainSettings:
         What of attention to prune, as for `fxprune.auto_gate`.
     branches : bool
         Whether to prune branches as well, as for `fxprune.auto_gate`.
+    shrink : bool
+        Cut closed units out of the network as soon as they are settled, so that the rest of the run
+        takes less time; it computes the same, but for what random layers draw.
     dense : bool
         First train the dense network the same way, for comparison; on all the training data.
     batch_size : int
@@ -99,6 +102,7 @@ class TrainSettings:
     ignore: tuple[Ignore, ...] = ()
     attention: Attention = "both"
     branches: bool = False
+    shrink: bool = True
     dense: bool = True
     batch_size: int = 64
     accumulate: int = 1
@@ -144,7 +148,7 @@ class TrainSettings:
         for name in ("lr", "controller_lr", "clip"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), above=0)
-        for name in ("branches", "dense", "amp", "nesterov"):
+        for name in ("branches", "shrink", "dense", "amp", "nesterov"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
                     f"The '{name}' argument must be a bool.", seen=repr(getattr(self, name))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.analysis.plan import Plan
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
 from fxprune.training import random_state
@@ -138,6 +139,8 @@ class Stage:
         if name != DENSE and isinstance(network, GatedModule):
             self.controller = build_controller(network, self._optimizer, self.steps, settings)
         self._schedule = build_schedule(self._optimizer, settings, self.steps)
+        self._wrapper: nn.Module | None = None
+        self._wrapped_plan: Plan | None = None
         self._held_batches = 0
         self._random: list[dict[str, Any]] | None = None
         # Loss times samples, right ones and samples since the last row; in float64, on the device.
@@ -162,13 +165,13 @@ class Stage:
             random_state.seed_all(self._ranks.device, self._settings.seed, self._ranks.rank)
         else:
             random_state.restore(self._random[self._ranks.rank], self._ranks.device)
-        wrapped = self._ranks.wrap(self.network).train()
         per_epoch = self._feed.order.per_epoch
         log_every = self._settings.log_every or per_epoch
         save_every = self._settings.checkpoint_every or per_epoch
+        self._wrapper = None
         log.begin(self.name, self.done, self.steps)
         for images, labels in self._batches():
-            rate = self._weight_step(wrapped, images, labels)
+            rate = self._weight_step(self._wrapped(), images, labels)
             self.done += 1
             last = self.done == self.steps
             if self.done % log_every == 0 or last:
@@ -179,6 +182,14 @@ class Stage:
             if self.done % save_every == 0 or last:
                 save()
         log.end()
+
+    def _wrapped(self) -> nn.Module:
+        """Return the module to call; it is made anew when the network has got smaller."""
+        plan = getattr(self.network, "plan", None)
+        if self._wrapper is None or self._wrapped_plan is not plan:
+            self._wrapper = None  # the old one's hooks on the parameters go first
+            self._wrapper, self._wrapped_plan = self._ranks.wrap(self.network).train(), plan
+        return self._wrapper
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's part of every batch that is left."""
@@ -291,6 +302,7 @@ class Stage:
             "stage": self.name,
             "done": self.done,
             "held_batches": self._held_batches,
+            "remaining": self._remaining(),
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -299,8 +311,14 @@ class Stage:
             "random": self._ranks.gathered(random_state.capture(self._ranks.device)),
         }
 
+    def _remaining(self) -> dict[str, Tensor] | None:
+        """Return which units are left of a network that may shrink."""
+        return self.network.remaining if isinstance(self.network, GatedModule) else None
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
+        if isinstance(self.network, GatedModule) and state["remaining"] is not None:
+            self.network.shrink_to_(state["remaining"], self._optimizer)
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
