@@ -39,6 +39,7 @@ __all__ = [
     "operator_name",
     "program_arguments",
     "program_trees",
+    "written_arguments",
 ]
 
 DispatchMode = TorchDispatchMode
@@ -68,6 +69,20 @@ def op_name(func: Any) -> str:
 def is_mutable(func: Any) -> bool:
     """Return whether the operator writes to one of its arguments."""
     return bool(func._schema.is_mutable)
+
+
+def written_arguments(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Return the arguments that an operator writes to."""
+    return [
+        kwargs.get(argument.name, args[at] if at < len(args) else None)
+        for at, argument in _written(func)
+    ]
+
+
+@functools.cache
+def _written(func: Any) -> list[tuple[int, Any]]:
+    arguments = enumerate(func._schema.arguments)
+    return [(n, a) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 @functools.cache

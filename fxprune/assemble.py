@@ -12,9 +12,9 @@ from fxprune.analysis.plan import Plan
 from fxprune.analysis.trace import GraphTrace
 from fxprune.borders import split_key
 from fxprune.capture import Captured
+from fxprune.capture.both_modes import drop_same
 from fxprune.capture.guess import candidate_inputs
 from fxprune.capture.open_calls import open_calls
-from fxprune.capture.symbolic import graph_text
 from fxprune.errors import InputError, InternalError
 from fxprune.gated import GatedModule
 from fxprune.gated_graph import GatedGraph
@@ -50,12 +50,15 @@ def analyse(
 
     Raises
     ------
+    CaptureError
+        If the graphs do something else than the model.
     InputError
         If the model does not run on these inputs.
     """
+    captured.check(inputs)
     opened = [open_calls(captured.root, graph, *inputs) for graph in captured.graphs.values()]
-    if any(opened) and len(set(map(graph_text, captured.graphs.values()))) == 1:
-        captured.graphs.pop("train", None)
+    if any(opened):
+        drop_same(captured.root, captured.graphs)
     analysis = Analysis(
         captured.root,
         captured.graphs,

@@ -6,11 +6,12 @@ import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import fx, nn
 
 from fxprune._copies import own_functions
 
-__all__ = ["in_mode", "join_modes", "merge_modules", "split_modes"]
+__all__ = ["in_mode", "join_modes", "merge_modules", "split_modes", "unchanged_buffers"]
 
 _MODES = "modes"
 
@@ -27,6 +28,19 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         model.train(before)  # a module may do more than set its flag
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what a run of a model does to its buffers (statistics, a counter of batches)."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            if not torch.equal(buffer, value):  # BatchNorm counts no version up
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 def join_modes(stages: Mapping[str, fx.GraphModule]) -> fx.GraphModule:

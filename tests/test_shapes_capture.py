@@ -80,6 +80,11 @@ class AsksForType(Net):
         return y * 2 if isinstance(y, Tensor) else y * 3
 
 
+class AsksForIdentity(Net):
+    def between(self, y: Tensor) -> Tensor:
+        return y * 2 if y.contiguous() is y else y * 3
+
+
 class WritesConstant(Net):
     def between(self, y: Tensor) -> Tensor:
         total = torch.zeros(1, 8, 1, 1, dtype=torch.float64)
@@ -169,7 +174,8 @@ def captured(kind: type[nn.Module], example: Any = None) -> tuple[nn.Module, Gat
         (Uncast, SHAPES),
         (Normed, SHAPES),
         (Keeps, SHAPES),
-        (AsksForType, EXPORT),
+        (AsksForType, SHAPES),
+        (AsksForIdentity, EXPORT),
         (WritesConstant, EXPORT),
         (Draws, EXPORT),
     ],
@@ -275,14 +281,14 @@ def test_arguments_left_out_keep_their_defaults() -> None:
 
 def test_the_next_way_is_tried_where_the_analysis_fails() -> None:
     class Either(nn.Module):
-        """Takes one image or a list: a traced value is no Tensor, and is taken for a list."""
+        """Takes images or a function: a traced value can be called, and is taken for one."""
 
         def __init__(self) -> None:
             super().__init__()
             self.a, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
 
         def forward(self, x: Any) -> Tensor:
-            y = self.a(x if isinstance(x, Tensor) else x[0])
+            y = self.a(x()[0] if callable(x) else x)
             return self.fc(y.mean((2, 3)))
 
     model, gated = captured(Either)
@@ -298,7 +304,7 @@ def test_a_file_is_loaded_as_it_was_captured(tmp_path: Any, monkeypatch: Any) ->
     fresh = Net().double().eval()
     x = inputs()
     assert_close(run(fxprune.load(path, fresh), x), run(gated, x))
-    monkeypatch.setattr(Net, "between", AsksForType.between)
+    monkeypatch.setattr(Net, "between", AsksForIdentity.between)
     with pytest.raises(LoadError, match="does not fit .* by tracing with shapes"):
         fxprune.load(path, fresh)
 
@@ -306,7 +312,7 @@ def test_a_file_is_loaded_as_it_was_captured(tmp_path: Any, monkeypatch: Any) ->
 @pytest.mark.parametrize("way", [SHAPES, EXPORT])
 def test_it_goes_to_onnx_with_any_batch(way: str, tmp_path: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    kind = Net if way == SHAPES else AsksForType
+    kind = Net if way == SHAPES else AsksForIdentity
     model = kind().eval()
     gated = fxprune.auto_gate(model, inputs().float())
     assert gated.settings.captured == way

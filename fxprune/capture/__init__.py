@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from fxprune._copies import share_tensors
 from fxprune._frames import forget_frames
+from fxprune.capture.agreement import check_agreement
 from fxprune.capture.by_shapes import FixedBatchError, trace_by_shapes
 from fxprune.capture.exported import depends_on_data, export_modes
 from fxprune.capture.guess import likely_inputs
@@ -40,12 +42,27 @@ class Captured:
         Example inputs that were guessed in order to capture it.
     way : str
         How it was captured.
+    original : nn.Module, optional
+        The model as it was before, with the same tensors, where the graphs have not been compared
+        with it for want of inputs.
     """
 
     root: nn.Module
     graphs: dict[str, fx.Graph]
     inputs: Inputs | None = None
     way: str = ""
+    original: nn.Module | None = None
+
+    def check(self, inputs: Inputs) -> None:
+        """Compare the graphs with the model where that has not been done.
+
+        Raises
+        ------
+        CaptureError
+            If they do something else.
+        """
+        if self.original is not None:
+            check_agreement(self.original, self.root, self.graphs, inputs, self.way)
 
 
 def _given(model: nn.Module, inputs: Inputs | None) -> Captured:
@@ -63,7 +80,8 @@ def _given(model: nn.Module, inputs: Inputs | None) -> Captured:
 def _symbolic(model: nn.Module, inputs: Inputs | None) -> Captured:
     given = None if inputs is None else len(inputs[0])
     names = frozenset() if inputs is None else frozenset(inputs[1])
-    return Captured(model, trace_modes(model, given, names))
+    original, _ = share_tensors(model)
+    return Captured(model, trace_modes(model, given, names), original=original)
 
 
 def _by_shapes(model: nn.Module, inputs: Inputs | None) -> Captured:
@@ -71,7 +89,8 @@ def _by_shapes(model: nn.Module, inputs: Inputs | None) -> Captured:
 
 
 def _exported(model: nn.Module, inputs: Inputs | None) -> Captured:
-    return _with_inputs(export_modes, model, inputs)
+    original, _ = share_tensors(model)
+    return replace(_with_inputs(export_modes, model, inputs), original=original)
 
 
 def _with_inputs(
@@ -129,6 +148,11 @@ def capture(model: nn.Module, inputs: Inputs | None = None, way: str = "") -> Ca
     way : str
         One of `ways`; the first that works when left out.
 
+    Returns
+    -------
+    Captured
+        To be compared with the model (`Captured.check`) once inputs are known.
+
     Raises
     ------
     CaptureError
@@ -172,7 +196,8 @@ def trace(model: nn.Module, given: int | None, names: frozenset[str]) -> Capture
     """
     if isinstance(model, fx.GraphModule):
         return _given(model, None)
-    return Captured(model, trace_modes(model, given, names))
+    original, _ = share_tensors(model)
+    return Captured(model, trace_modes(model, given, names), original=original)
 
 
 def joined(model: nn.Module, failures: list[CaptureError]) -> CaptureError:

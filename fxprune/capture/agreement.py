@@ -1,73 +1,115 @@
-"""Compare a captured graph with the model on values, before anything is built on it."""
+"""Compare a captured graph with the model, before anything is built on it.
+
+A trace can take another branch than the model does: code that asks for the type or the identity of
+a value, or whether it has an attribute, gets an answer about the traced value. So no graph is taken
+on trust, in either mode. Mostly the operators that both run tell that they do the same, at the cost
+of a run without data; where they do not, what both return is compared.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune._compat import no_attention_fastpath
+from fxprune.capture.both_modes import is_refusal
+from fxprune.capture.operations import same_operations
 from fxprune.errors import CaptureError
-from fxprune.inputs import Inputs, flatten_outputs, map_tensors
-from fxprune.modes import in_mode
+from fxprune.inputs import Inputs, fit_inputs, flatten_outputs, map_tensors
+from fxprune.modes import in_mode, unchanged_buffers
 
 __all__ = ["check_agreement"]
 
 _RTOL = 1e-3  # the two do the same in the same order: anything but another computation agrees
 
 
-def check_agreement(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> None:
-    """Run a model and its captured graph in evaluation mode, and compare what they return.
+def check_agreement(
+    model: nn.Module, root: nn.Module, graphs: Mapping[str, fx.Graph], inputs: Inputs, way: str
+) -> None:
+    """Run a model and its captured graphs in both modes, and compare what they do.
 
     Parameters
     ----------
     model : nn.Module
-        Has run in evaluation mode afterwards; its modes are as they were.
-    graph : fx.Graph
+        The model as it was before it was captured, with the tensors of `root`. It and they are as
+        they were afterwards.
+    root : nn.Module
+        Holds what the graphs name.
+    graphs : mapping of str to fx.Graph
+        By mode: ``"eval"``, and ``"train"`` where it differs.
     inputs : tuple (args, kwargs)
         Example inputs; where they are only shapes, values are drawn, always the same ones.
+    way : str
+        How the graphs were captured, for the error.
 
     Raises
     ------
     CaptureError
-        If the graph does not run, or returns something else. A model that does not run itself is
-        compared with nothing.
+        If a graph does not run, or returns something else. A model that does not run itself is
+        compared with nothing, nor is one in training mode that returns something else each time.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), no_attention_fastpath(), in_mode(model, False):
-        args, kwargs = _values(inputs, device)
-        try:
-            expected = _tensors(model(*args, **kwargs))
-        except Exception:  # noqa: BLE001  # the analysis tells the user, with more to say
-            return
-        args, kwargs = _values(inputs, device)
-        try:
-            found = _tensors(fx.GraphModule(model, graph)(*args, **kwargs))
-        except Exception as error:
-            raise CaptureError(
-                f"the graph of {type(model).__name__} cannot be captured by tracing with shapes: "
-                f"it does not run: {type(error).__name__}: {error}"
-            ) from error
-    same = len(found) == len(expected) and all(map(_agree, found, expected))
-    if not same:
+    inputs = fit_inputs(model, inputs)
+    for training, graph in ((False, graphs["eval"]), (True, graphs.get("train", graphs["eval"]))):
+        if is_refusal(graph) or same_operations(model, root, graph, inputs, training):
+            continue
+        _check_values(model, fx.GraphModule(root, graph), inputs, training, way)
+
+
+def _check_values(
+    model: nn.Module, graph: fx.GraphModule, inputs: Inputs, training: bool, way: str
+) -> None:
+    try:
+        expected = _outputs(model, inputs, training)
+    except Exception:  # noqa: BLE001  # the analysis tells the user, with more to say
+        return
+    if training and not _agree(expected, _outputs(model, inputs, training, seed=1)):
+        return
+    mode = "training" if training else "evaluation"
+    try:
+        found = _outputs(graph, inputs, training)
+    except Exception as error:
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured by tracing with shapes: "
-            "the graph returns something else than the model"
+            f"{type(model).__name__} cannot be captured by {way}: its graph does not run in "
+            f"{mode} mode: {type(error).__name__}: {error}"
+        ) from error
+    if not _agree(found, expected):
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured by {way}: in {mode} mode the graph returns "
+            "something else than the model",
+            hint="the forward may ask for the type, the identity or an attribute of a tensor "
+            "(type(x) is Tensor, x is y), which is another one while it is captured: decide that "
+            "in __init__, or pass a torch.fx.GraphModule that you traced yourself",
         )
 
 
-def _agree(one: Tensor, other: Tensor) -> bool:
+def _outputs(module: nn.Module, inputs: Inputs, training: bool, seed: int = 0) -> list[Tensor]:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    args, kwargs = _values(inputs, device)
+    with (
+        torch.no_grad(),
+        no_attention_fastpath(),
+        in_mode(module, training),
+        unchanged_buffers(module),
+        torch.random.fork_rng(devices=devices),
+    ):
+        torch.manual_seed(seed)
+        return [t.clone() for _, t in flatten_outputs(module(*args, **kwargs))]
+
+
+def _agree(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(_agrees, some, others))
+
+
+def _agrees(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.numel() or not one.dtype.is_floating_point:
         return torch.equal(one, other)
     size = float(torch.nan_to_num(other).abs().max())
     return torch.allclose(one, other, rtol=_RTOL, atol=_RTOL * size, equal_nan=True)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [tensor for _, tensor in flatten_outputs(value)]
 
 
 def _values(inputs: Inputs, device: torch.device) -> Inputs:

@@ -1,18 +1,24 @@
-"""One capture for each mode, and one graph where both are the same."""
+"""One capture for each mode, and one graph where both are the same.
+
+A capture bakes ``if self.training:`` in. Where both modes give the same graph (almost always) one
+is kept; otherwise both are, over one set of parameters. Before they are compared, a traced subclass
+of torch's BatchNorm is written as the plain module that it is, see `plain_modules`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from hashlib import sha256
 
 import torch
 from torch import fx, nn
 
+from fxprune._graphs import fetch
+from fxprune.capture.lookups import is_lookup
 from fxprune.capture.plain_modules import use_plain_modules
-from fxprune.capture.transcribe import is_lookup
 from fxprune.errors import CaptureError
 
-__all__ = ["capture_modes"]
+__all__ = ["capture_modes", "drop_same", "is_refusal"]
 
 
 def capture_modes(
@@ -49,9 +55,29 @@ def capture_modes(
     else:
         use_plain_modules(model, graphs)
         _drop_counters(graphs["train"])
-    if _fingerprint(graphs["train"]) == _fingerprint(graphs["eval"]):
-        del graphs["train"]
+    drop_same(model, graphs)
     return graphs
+
+
+def drop_same(root: nn.Module, graphs: MutableMapping[str, fx.Graph]) -> None:
+    """Drop the training graph where it does what the one for evaluation does.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Holds what the graphs name.
+    graphs : mapping
+        ``"eval"``, and ``"train"`` where there are two.
+    """
+    texts = [_fingerprint(root, graph) for graph in graphs.values()]
+    if len(texts) == 2 and texts[0] == texts[1]:
+        del graphs["train"]
+
+
+def is_refusal(graph: fx.Graph) -> bool:
+    """Return whether a graph stands for a mode that could not be captured."""
+    first = next((node for node in graph.nodes if node.op != "placeholder"), None)
+    return first is not None and first.target is torch._assert and first.args[0] is False
 
 
 def _refusing(graph: fx.Graph, error: CaptureError) -> fx.Graph:
@@ -79,16 +105,25 @@ def _drop_counters(graph: fx.Graph) -> None:
                     graph.erase_node(counted)
 
 
-def _fingerprint(graph: fx.Graph) -> list[str]:
+def _fingerprint(root: nn.Module, graph: fx.Graph) -> list[str]:
     """Return what a graph computes, whatever its nodes are called and where sizes are read."""
     numbers: dict[fx.Node, str] = {}
     steps: list[str] = []
     for node in graph.nodes:
         arguments = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
-        step = f"{node.op} {node.target} {arguments}"
+        step = f"{node.op} {_target(root, node)} {arguments}"
         if is_lookup(node):
             numbers[node] = f"#{sha256(step.encode()).hexdigest()}"
         else:
             numbers[node] = f"%{len(steps)}"
             steps.append(step)
     return steps
+
+
+def _target(root: nn.Module, node: fx.Node) -> str:
+    """Return what a node calls or reads; constants that each trace names anew go by their value."""
+    name = str(node.target)
+    if node.op == "get_attr" and name.rpartition(".")[2].startswith("_tensor_constant"):
+        value = fetch(root, name).detach().cpu()
+        return f"{value.dtype} {tuple(value.shape)} {value.tolist()}"
+    return name

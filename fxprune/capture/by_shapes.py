@@ -14,23 +14,24 @@ computes on values.
 from __future__ import annotations
 
 import operator
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import magic_methods
 
 from fxprune._compat import forget_tracer, no_attention_fastpath
+from fxprune._copies import share_tensors
 from fxprune.capture.agreement import check_agreement
 from fxprune.capture.both_modes import capture_modes
+from fxprune.capture.draws import no_draws
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.interface import add_placeholders, named_arguments
+from fxprune.capture.lookups import drop_unread
 from fxprune.capture.shaped import (
     LoopError,
     MetaTwins,
@@ -40,7 +41,7 @@ from fxprune.capture.shaped import (
     Twin,
 )
 from fxprune.capture.symbolic import SymbolicTracer, failure
-from fxprune.capture.transcribe import constant_name, drop_unread
+from fxprune.capture.transcribe import constant_name
 from fxprune.capture.trees import build, describe, fill
 from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs, batch_size
@@ -84,11 +85,14 @@ def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     leaves: list[Tensor] = []
     tree = describe(inputs, lambda v: isinstance(v, Tensor), leaves)
     batch = batch_size(inputs)
+    original, _ = share_tensors(model)
     free_sides = (_Free(sides=True),) if any(map(_has_sides, leaves)) else ()
     for free in (*free_sides, _Free(), _Free(times=2)):
         twins = [_sides(t, t.shape[:1] == (batch,), free) for t in leaves]
         try:
-            return capture_modes(model, partial(_trace, model, inputs, tree, twins))
+            graphs = capture_modes(model, partial(_trace, model, tree, twins))
+            check_agreement(original, model, graphs, inputs, _WAY)
+            return graphs
         except FixedBatchError:
             raise
         except CaptureError as error:
@@ -98,14 +102,9 @@ def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     raise last
 
 
-def _trace(
-    model: nn.Module, inputs: Inputs, tree: Any, twins: list[Twin], training: bool
-) -> fx.Graph:
+def _trace(model: nn.Module, tree: Any, twins: list[Twin], training: bool) -> fx.Graph:
     with in_mode(model, training), _unchanged_attributes(model):
-        graph = _Tracer(model, tree, twins).run(model)
-    if not training:
-        check_agreement(model, graph, inputs)
-    return graph
+        return _Tracer(model, tree, twins).run(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ class _Tracer(ShapedTracer):
     def run(self, root: nn.Module | Callable[..., Any]) -> fx.Graph:
         """Return the graph of the model in the mode it is in."""
         try:
-            with torch.enable_grad(), traced_factories(), no_attention_fastpath(), _no_draws():
+            with torch.enable_grad(), traced_factories(), no_attention_fastpath(), no_draws():
                 graph = self.trace(root)
             self._check_constants(graph)
             self._finish(graph)
@@ -297,19 +296,6 @@ def _is_state(root: nn.Module, tensor: Tensor) -> bool:
 
 def _autocast() -> tuple[bool, ...]:
     return tuple(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-
-
-@contextmanager
-def _no_draws() -> Iterator[None]:
-    """Refuse a forward that draws random numbers outside of the graph: they would be constants."""
-
-    def states() -> tuple[Any, ...]:
-        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
-
-    before = states()
-    yield
-    if states() != before:
-        raise fx.proxy.TraceError("the forward draws random numbers on its own")
 
 
 def _varies(value: ShapedProxy) -> bool:

@@ -19,6 +19,7 @@ from torch.export import Dim
 
 from fxprune._compat import no_attention_fastpath, quiet_export
 from fxprune.capture.both_modes import capture_modes
+from fxprune.capture.draws import no_draws
 from fxprune.capture.interface import Interface, named_arguments
 from fxprune.capture.symbolic import failure
 from fxprune.capture.transcribe import transcribe
@@ -103,9 +104,10 @@ def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
                 for t, many in zip(tensors, batched, strict=True)
             ]
             try:
-                program = torch.export.export(
-                    flat, tensors, dynamic_shapes=(tuple(dims),), strict=False
-                )
+                with no_draws():
+                    program = torch.export.export(
+                        flat, tensors, dynamic_shapes=(tuple(dims),), strict=False
+                    )
             except Exception as error:  # noqa: BLE001  # a user's forward may raise anything
                 last = failure(model, error, "torch.export")
                 if depends_on_data(last):

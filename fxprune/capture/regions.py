@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -17,9 +18,9 @@ from torch import fx, nn
 from fxprune._copies import own_functions, share_tensors
 from fxprune.borders import Borders, MisfitError, RegionCall, region_key, split_key
 from fxprune.capture import Captured, trace
+from fxprune.capture.both_modes import drop_same
 from fxprune.capture.observe import observe
 from fxprune.capture.open_calls import open_calls
-from fxprune.capture.symbolic import graph_text
 from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs
 
@@ -44,6 +45,7 @@ class Regions:
         self.model = model
         self.graphs: dict[str, fx.Graph] = {}
         self._replaced: dict[str, nn.Module] = {}
+        self._unchecked: dict[str, Captured] = {}
         self._form: dict[str, tuple[int, frozenset[str]]] = {}
 
     @property
@@ -92,7 +94,8 @@ class Regions:
             return False
         if captured.root is scratch and not isinstance(scratch, fx.GraphModule):
             self._take_over(scratch, module)
-            captured = Captured(module, captured.graphs)
+            captured = replace(captured, root=module)
+        self._unchecked[path] = captured
         self._install(path, module, captured)
         for mode, graph in captured.graphs.items():
             self.graphs[region_key(path, mode)] = _prefixed(graph, path)
@@ -149,6 +152,7 @@ class Regions:
             try:
                 borders = observe(self.model, inputs, self.paths)
                 self._check_forms(borders)
+                self._check_graphs(borders)
             except MisfitError as misfit:
                 self.give_up(misfit.path)
                 continue
@@ -167,6 +171,16 @@ class Regions:
                 self._form[path] = form
                 if not self.add(path, calls[0]):
                     raise MisfitError(path, "it cannot be captured as it is called")
+
+    def _check_graphs(self, borders: Borders) -> None:
+        """Compare the regions' graphs with what they stand for."""
+        for call in borders.calls:
+            captured = self._unchecked.pop(call.path, None)
+            if captured is not None:
+                try:
+                    captured.check(call.inputs)
+                except CaptureError as error:
+                    raise MisfitError(call.path, "its graph does something else") from error
 
     def _required(self, path: str) -> tuple[int, frozenset[str]]:
         nodes = self.graphs[region_key(path, "eval")].nodes
@@ -190,9 +204,13 @@ class Regions:
             inner = {key: _unprefixed(self.graphs[key], path) for key in keys}
             opened = [open_calls(module, g, args, kwargs, any_size=True) for g in inner.values()]
             if any(opened):
-                self.graphs.update({key: _prefixed(g, path) for key, g in inner.items()})
-                if len(set(map(graph_text, inner.values()))) == 1:
-                    self.graphs.pop(region_key(path, "train"), None)
+                modes = {split_key(key)[1]: graph for key, graph in inner.items()}
+                drop_same(module, modes)
+                for key in keys:
+                    del self.graphs[key]
+                self.graphs.update(
+                    {region_key(path, m): _prefixed(g, path) for m, g in modes.items()}
+                )
 
 
 def find_regions(model: nn.Module) -> Regions:

@@ -1,9 +1,7 @@
 """Capture by torch.fx symbolic tracing, with the user's own modules kept as leaves.
 
-The forward is traced once in evaluation and once in training mode, because a traced ``if
-self.training:`` is baked in. Where both give the same graph (almost always) one is kept; otherwise
-both are, over one set of parameters. Before they are compared, a traced subclass of torch's
-BatchNorm is written as the plain module that it is, see `plain_modules`.
+The forward is traced once in evaluation and once in training mode (see `both_modes`), because a
+traced ``if self.training:`` is baked in.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ import operator
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import FrameType
 from typing import Any
@@ -23,14 +20,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune._compat import forget_tracer
+from fxprune.capture.both_modes import capture_modes
+from fxprune.capture.draws import no_draws
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.lines import raised_at
 from fxprune.capture.own_gradients import call_of_function, kept_gradients
-from fxprune.capture.plain_modules import use_plain_modules
+from fxprune.capture.proxies import TensorProxy
 from fxprune.errors import CaptureError
-from fxprune.modes import in_mode
+from fxprune.modes import in_mode, unchanged_buffers
 
-__all__ = ["SIZED", "SymbolicTracer", "failure", "graph_text", "trace_modes"]
+__all__ = ["SIZED", "SymbolicTracer", "failure", "trace_modes"]
 
 _OWN = ("torch.", "fxprune.")
 
@@ -81,6 +80,10 @@ class SymbolicTracer(fx.Tracer):
         path, leaf, held = self._places.get(id(value), ("", "", {}))
         # a forward may replace its tensors; getattr would be traced here
         return f"{path}{leaf}" if held.get(leaf) is value else None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Give a traced value that user code can ask what it is."""
+        return TensorProxy(node, self)
 
     def keep_function(self, cls: type, args: Any) -> Any:
         """Make a call of an own `torch.autograd.Function` a node."""
@@ -154,33 +157,18 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
         If the forward cannot be traced; names the line of the user's code.
     """
     concrete = _defaults(model, given, names)
-    graphs = {}
-    with _unchanged_buffers(model):
-        for mode in ("eval", "train"):
-            with in_mode(model, training=mode == "train"):
-                graphs[mode] = _trace(model, concrete)
-    use_plain_modules(model, graphs)
-    if graph_text(graphs["train"]) == graph_text(graphs["eval"]):
-        del graphs["train"]
-    return graphs
 
+    def trace(training: bool) -> fx.Graph:
+        with in_mode(model, training):
+            return _trace(model, concrete)
 
-@contextmanager
-def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Undo what tracing does to buffers: they are real tensors then (a counter of batches)."""
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, version, value in before:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
+    with unchanged_buffers(model):  # they are real tensors while it is traced
+        return capture_modes(model, trace)
 
 
 def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     try:
-        with traced_factories(), kept_gradients():
+        with traced_factories(), kept_gradients(), no_draws():
             graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:
         raise failure(model, error) from error
@@ -219,11 +207,6 @@ def _defaults(model: nn.Module, given: int | None, names: frozenset[str]) -> dic
         if plain and not passed and parameter.default is not parameter.empty:
             concrete[parameter.name] = parameter.default
     return concrete
-
-
-def graph_text(graph: fx.Graph) -> str:
-    """Return a text that is the same for graphs that compute the same in the same way."""
-    return re.sub(r"_tensor_constant\d+", "_tensor_constant", str(graph))
 
 
 def failure(model: nn.Module, error: Exception, way: str = "symbolic tracing") -> CaptureError:

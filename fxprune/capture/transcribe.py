@@ -17,10 +17,11 @@ from fxprune.capture.aten import spell
 from fxprune.capture.interface import Interface, add_placeholders
 from fxprune.capture.leaves import LeafCall, leaf_calls
 from fxprune.capture.lines import is_users
+from fxprune.capture.lookups import drop_unread
 from fxprune.capture.trees import build
 from fxprune.errors import CaptureError
 
-__all__ = ["constant_name", "drop_unread", "is_lookup", "transcribe"]
+__all__ = ["constant_name", "transcribe"]
 
 _CHECKS = (
     "aten::_assert_tensor_metadata",
@@ -198,22 +199,6 @@ class _Transcription:
                 for key, (path, kind) in stack.items()
             }
         return made
-
-
-def drop_unread(graph: fx.Graph) -> None:
-    """Erase tensors, sizes and the device where nobody reads them."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and is_lookup(node):
-            graph.erase_node(node)
-
-
-def is_lookup(node: fx.Node) -> bool:
-    """Return whether a node only reads a tensor or computes with sizes: where it stands is free."""
-    if node.op == "get_attr" or node.target in (getattr, "size"):
-        return True
-    name = getattr(node.target, "__name__", "")
-    sizes = getattr(node.target, "__module__", "") == "_operator" or name.startswith("sym_")
-    return node.op == "call_function" and sizes and all(map(is_lookup, node.all_input_nodes))
 
 
 def constant_name(root: nn.Module, value: Tensor) -> str:
