@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -123,7 +124,7 @@ class OtherNorm(Block):
         return y
 
 
-class ChannelsLast(Block):
+class ChannelsLast(Block, abc.ABC):
     """Base of the blocks that work on (N, *size, C) between two transpositions."""
 
     def __init__(self, draw: Draw, shape: Shape) -> None:
@@ -133,8 +134,9 @@ class ChannelsLast(Block):
         self.style = draw.pick(("permute", "movedim", "transpose"))
         self.note = self.style
 
+    @abc.abstractmethod
     def inner(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Do the block's work on (N, *size, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.style == "permute":

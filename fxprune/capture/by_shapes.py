@@ -32,6 +32,7 @@ from fxprune.capture.draws import no_draws
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.interface import add_placeholders, named_arguments
 from fxprune.capture.lookups import drop_unread
+from fxprune.capture.proxies import answered_types
 from fxprune.capture.shaped import (
     LoopError,
     MetaTwins,
@@ -149,7 +150,13 @@ class _Tracer(ShapedTracer):
     def run(self, root: nn.Module | Callable[..., Any]) -> fx.Graph:
         """Return the graph of the model in the mode it is in."""
         try:
-            with torch.enable_grad(), traced_factories(), no_attention_fastpath(), no_draws():
+            with (
+                torch.enable_grad(),
+                answered_types(self._model),
+                traced_factories(),
+                no_attention_fastpath(),
+                no_draws(),
+            ):
                 graph = self.trace(root)
             self._check_constants(graph)
             self._finish(graph)

@@ -27,7 +27,6 @@ from fxprune.capture.containers import CONTAINERS, readable_forward
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.multihead import explicit_attention
 from fxprune.capture.own_gradients import kept_gradients
-from fxprune.capture.proxies import asked_by_user
 from fxprune.capture.symbolic import SymbolicTracer
 
 __all__ = ["LoopError", "MetaTwins", "OneSizeError", "ShapedTracer", "Twin"]
@@ -129,10 +128,10 @@ class ShapedProxy(fx.Proxy):
     def _apply(self, function: Any, *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The type that user code gets to see."""
-        return type(self.twin[0]) if asked_by_user() else type(self)
+    @property
+    def seen_as(self) -> type:
+        """The type of the value."""
+        return type(self.twin[0])
 
     def __getattr__(self, k: str) -> Any:
         held = getattr(self.twin[0], k)

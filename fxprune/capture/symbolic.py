@@ -25,7 +25,7 @@ from fxprune.capture.draws import no_draws
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.lines import raised_at
 from fxprune.capture.own_gradients import call_of_function, kept_gradients
-from fxprune.capture.proxies import TensorProxy
+from fxprune.capture.proxies import TensorProxy, answered_types
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode, unchanged_buffers
 
@@ -168,7 +168,7 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
 
 def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
     try:
-        with traced_factories(), kept_gradients(), no_draws():
+        with answered_types(model), traced_factories(), kept_gradients(), no_draws():
             graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:
         raise failure(model, error) from error
