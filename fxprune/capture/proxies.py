@@ -1,10 +1,10 @@
 """What traced values answer when the code that is traced asks what they are.
 
 ``isinstance(x, Tensor)``, ``type(x)``, ``torch.is_tensor(x)`` and ``hasattr(x, "name")`` are
-answered as for the value itself; the first two by other functions of these names where the model's code is,
-because a class that only says it is a Tensor would be believed by torch's C++ as well. Questions
-that are asked elsewhere are answered wrong: for their sake the graph is compared with the model,
-see `agreement`.
+answered as for the value itself; the first two by other functions of these names where the model's
+code is, because a class that only says it is a Tensor would be believed by torch's C++ as well.
+Questions that are asked elsewhere are answered wrong: for their sake the graph is compared with the
+model, see `agreement`.
 """
 
 from __future__ import annotations
