@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -157,18 +158,19 @@ def trace_modes(model: nn.Module, given: int | None, names: frozenset[str]) -> d
         If the forward cannot be traced; names the line of the user's code.
     """
     concrete = _defaults(model, given, names)
-
-    def trace(training: bool) -> fx.Graph:
-        with in_mode(model, training):
-            return _trace(model, concrete)
-
     with unchanged_buffers(model):  # they are real tensors while it is traced
-        return capture_modes(model, trace)
+        return capture_modes(model, partial(_trace, model, concrete))
 
 
-def _trace(model: nn.Module, concrete: Mapping[str, Any]) -> fx.Graph:
+def _trace(model: nn.Module, concrete: Mapping[str, Any], training: bool) -> fx.Graph:
     try:
-        with answered_types(model), traced_factories(), kept_gradients(), no_draws():
+        with (
+            in_mode(model, training),
+            answered_types(model),
+            traced_factories(),
+            kept_gradients(),
+            no_draws(),
+        ):
             graph = SymbolicTracer().trace(model, concrete_args=dict(concrete) or None)
     except Exception as error:
         raise failure(model, error) from error
