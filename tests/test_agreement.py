@@ -10,6 +10,7 @@ import pytest
 import torch
 from gate_checks import assert_close, assert_equal_to_compact, run
 from torch import Tensor, fx, nn
+from torch.nn.utils import rnn
 
 from fxprune import auto_gate
 from fxprune._copies import share_tensors
@@ -156,6 +157,21 @@ def test_what_a_trace_gets_wrong_is_captured_in_another_way(kind: type[Net]) -> 
     gated = auto_gate(model, x)
     for training in (False, True):
         assert_close(run(gated.train(training), x), run(model.train(training), x))
+
+
+def test_packed_sequences_are_refused_with_what_to_do() -> None:
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            y, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+            return self.head(y)
+
+    with pytest.raises(CaptureError, match="give the recurrent layer the padded tensor"):
+        auto_gate(Packs(), (torch.rand(2, 5, 6), torch.tensor([5, 3])))
 
 
 def test_a_draw_is_no_constant() -> None:

@@ -20,7 +20,7 @@ from fxprune.capture.agreement import check_agreement
 from fxprune.capture.by_shapes import FixedBatchError, trace_by_shapes
 from fxprune.capture.exported import depends_on_data, export_modes
 from fxprune.capture.guess import likely_inputs
-from fxprune.capture.symbolic import trace_modes
+from fxprune.capture.symbolic import PACKED, trace_modes
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.inputs import Inputs
 from fxprune.modes import merge_modules, split_modes
@@ -111,6 +111,12 @@ def _with_inputs(
                 break  # no other shape helps
     raise failures[0]
 
+
+_HINT = (
+    "control flow on tensor values has no graph: rewrite that line (torch.where in place of an "
+    "if), move it into a function marked with torch.fx.wrap, or pass a torch.fx.GraphModule or a "
+    "torch.export.ExportedProgram that you captured yourself"
+)
 
 _Way = Callable[[nn.Module, Inputs | None], Captured]
 
@@ -211,9 +217,5 @@ def joined(model: nn.Module, failures: list[CaptureError]) -> CaptureError:
         f"{type(model).__name__} cannot be captured as a graph",
         where=leading.where + (f": {leading.seen}" if leading.seen else ""),
         seen="; ".join(seen),
-        hint=(
-            "control flow on tensor values has no graph: rewrite that line (torch.where in place "
-            "of an if), move it into a function marked with torch.fx.wrap, or pass a "
-            "torch.fx.GraphModule or a torch.export.ExportedProgram that you captured yourself"
-        ),
+        hint=PACKED if any(f.hint == PACKED for f in failures) else _HINT,
     )

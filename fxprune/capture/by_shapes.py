@@ -6,9 +6,8 @@ The batch size varies always; height and width of images where the forward allow
 those of the example, and others are refused.
 
 Against torch.export it is many times faster and keeps torch's modules and functions as they are;
-what it cannot follow (code that asks for the type of a tensor, functions that take no traced
-values) is left to torch.export. Nothing is taken on trust: the graph must compute what the model
-computes on values.
+what it cannot follow (writes into tensors of its own, functions that take no traced values) is left
+to torch.export. Nothing is taken on trust, see `agreement`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import inspect
 import operator
 import re
 import sys
+import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -30,9 +31,21 @@ from fxprune.capture.proxies import TensorProxy, answered_types
 from fxprune.errors import CaptureError
 from fxprune.modes import in_mode, unchanged_buffers
 
-__all__ = ["SIZED", "SymbolicTracer", "failure", "trace_modes"]
+__all__ = ["PACKED", "SIZED", "SymbolicTracer", "failure", "trace_modes"]
 
 _OWN = ("torch.", "fxprune.")
+
+_HINT = (
+    "control flow on tensor values or shapes cannot be traced: rewrite that line, move it into a "
+    "function marked with torch.fx.wrap, or pass a torch.fx.GraphModule that you traced yourself"
+)
+
+PACKED = (
+    "a packed sequence has no graph, because its sizes depend on the lengths: give the recurrent "
+    "layer the padded tensor and mask what lies behind each length afterwards (of one direction, "
+    "outputs at valid steps are the same), or keep the packing outside of the model that you give"
+)
+"""What to do about `torch.nn.utils.rnn`."""
 
 SIZED = (nn.Unflatten, nn.ChannelShuffle, nn.ConstantPad3d)
 """Modules of torch that hold sizes of the channel axis: calls in a graph can be rewritten."""
@@ -219,12 +232,14 @@ def failure(model: nn.Module, error: Exception, way: str = "symbolic tracing") -
         f"{type(error).__name__}: {_first_lines(error)}",
         where=where,
         seen=line,
-        hint=(
-            "control flow on tensor values or shapes cannot be traced: rewrite that line, move "
-            "it into a function marked "
-            "with torch.fx.wrap, or pass a torch.fx.GraphModule that you traced yourself"
-        ),
+        hint=PACKED if _packs(error) else _HINT,
     )
+
+
+def _packs(error: Exception) -> bool:
+    """Return whether torch failed to pack or pad sequences of several lengths."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename == torch.nn.utils.rnn.__file__ for frame in frames)
 
 
 def _first_lines(error: Exception) -> str:
