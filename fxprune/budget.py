@@ -24,7 +24,7 @@ from fxprune.errors import BudgetError, ConfigError
 from fxprune.importance import Scores
 from fxprune.settings import check_round_to
 
-__all__ = ["TOLERANCE", "Selection", "check_budget", "solve"]
+__all__ = ["TOLERANCE", "Selection", "block_size", "check_budget", "solve"]
 
 TOLERANCE = 0.01
 """A budget is met when the cost is within this share of it."""
@@ -42,8 +42,10 @@ class Selection:
     Attributes
     ----------
     resource : {"macs", "params"}
-    target, reached : float
-        Share of the dense model's cost.
+    target : float or None
+        Share of the dense model's cost that was asked for, if any was.
+    reached : float
+        Share of it that is kept.
     met : bool
         Whether `reached` is within 1 % of `target`; if not, nothing nearer was found with these
         block sizes.
@@ -52,7 +54,7 @@ class Selection:
     """
 
     resource: Literal["macs", "params"]
-    target: float
+    target: float | None
     reached: float
     met: bool
     keep: Keep
@@ -62,16 +64,16 @@ class Selection:
     def of(
         cls,
         resource: Literal["macs", "params"],
-        target: float,
+        target: float | None,
         reached: float,
         keep: Keep,
         cost: Cost,
     ) -> Selection:
-        """Judge whether what was reached meets the target."""
-        met = abs(reached - target) <= TOLERANCE * target
+        """Judge whether what was reached meets the target; without one, it does."""
+        met = target is None or abs(reached - target) <= TOLERANCE * target
         return cls(resource, target, reached, met, keep, cost)
 
-    def summary(self) -> dict[str, str | float | bool]:
+    def summary(self) -> dict[str, str | float | bool | None]:
         """Return what was asked and reached, as plain values."""
         return {
             "resource": self.resource,
@@ -81,6 +83,8 @@ class Selection:
         }
 
     def __str__(self) -> str:
+        if self.target is None:
+            return f"{self.resource}: kept {self.reached:.2%} of the dense model"
         word = "met" if self.met else "nearest reachable"
         asked = f"asked {self.target:.2%} of the dense model"
         return f"{self.resource}: {asked}, kept {self.reached:.2%} ({word})"
@@ -213,7 +217,7 @@ class _Ladders:
         slices = plan.group_slices().values()
         for number, (group, at) in enumerate(zip(plan.groups, slices, strict=True)):
             order = at.start + np.argsort(-scores[at], kind="stable")
-            step = _block_size(plan, group, round_to)
+            step = block_size(plan, group, round_to)
             least = 0 if group.kind == "branch" else step
             starts = reversed(range(least, group.size, step))
             blocks = [order[start : start + step] for start in starts]
@@ -241,7 +245,7 @@ class _Ladders:
                     yield (*state[:number], lost, *state[number + 1 :])
 
 
-def _block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
+def block_size(plan: Plan, group: ChannelGroup, round_to: int) -> int:
     """Return how many units make `round_to` channels.
 
     A unit of a grouped convolution is several channels; a branch is none.

@@ -134,14 +134,9 @@ class GatedModule(nn.Module, abc.ABC):
         GateError
             If the shape is wrong.
         """
-        if not isinstance(gates, Tensor) or tuple(gates.shape) != (self.plan.n_units,):
-            raise GateError(
-                f"The gate vector must have shape ({self.plan.n_units},): one per unit.",
-                seen=str(tuple(gates.shape)) if isinstance(gates, Tensor) else type(gates).__name__,
-            )
         vector = self._vector()
         before = vector.soft
-        vector.soft = gates
+        vector.soft = self._checked_gates(gates)
         try:
             yield
         finally:
@@ -163,6 +158,19 @@ class GatedModule(nn.Module, abc.ABC):
         `shrink_to_` brings another gated form of the original model to the shape of this one.
         """
         return _by_group(self._whole_plan, self._full(np.ones(self.plan.n_units, dtype=bool)))
+
+    @property
+    def sampled_gates(self) -> Tensor | None:
+        """Gates in use in training mode in place of the hard masks; None where there are none.
+
+        Shape (n_units,), values in [0, 1]; gradients reach them, and add up until they are
+        replaced. They belong to a training run: no copy, pickle or state_dict has them.
+        """
+        return self._vector().sampled
+
+    @sampled_gates.setter
+    def sampled_gates(self, gates: Tensor | None) -> None:
+        self._vector().sampled = None if gates is None else self._checked_gates(gates)
 
     # -- cost
     def cost(self) -> Cost:
@@ -327,6 +335,15 @@ class GatedModule(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _take_graphs(self, graphs: Mapping[str, fx.Graph]) -> None:
         """Run these graphs from now on."""
+
+    @property
+    def _checked_gates(self, gates: Tensor) -> Tensor:
+        if not isinstance(gates, Tensor) or tuple(gates.shape) != (self.plan.n_units,):
+            raise GateError(
+                f"The gate vector must have shape ({self.plan.n_units},): one per unit.",
+                seen=str(tuple(gates.shape)) if isinstance(gates, Tensor) else type(gates).__name__,
+            )
+        return gates
 
     def _vector(self) -> GateVector:
         vector = self.get_submodule(GATES)

@@ -33,6 +33,9 @@ class GateVector(nn.Module):
         Hard gates, 0 or 1; the last entry is always 1. A buffer.
     soft : Tensor or None, shape (n_units,)
         When set, used instead of `value`; gradients reach it.
+    sampled : Tensor or None, shape (n_units,)
+        When set, used instead of `value` in training mode, step after step until it is replaced;
+        gradients reach it. No copy, pickle or state_dict has it.
     """
 
     value: Tensor
@@ -41,6 +44,7 @@ class GateVector(nn.Module):
         super().__init__()
         self.register_buffer("value", torch.ones(n_units + 1))
         self.soft: Tensor | None = None
+        self.sampled: Tensor | None = None
         self.is_open = True
 
     def forward(self) -> Tensor | None:
@@ -48,8 +52,9 @@ class GateVector(nn.Module):
 
         Hard gates come as bool: a closed gate then gives 0 even where the value is inf or NaN.
         """
-        if self.soft is not None:
-            return torch.cat([self.soft, self.soft.new_ones(1)])
+        gates = self.sampled if self.soft is None and self.training else self.soft
+        if gates is not None:
+            return torch.cat([gates, gates.new_ones(1)])
         return None if self.is_open else self.value > 0.5
 
     def set_hard(self, keep: Tensor) -> None:
@@ -59,7 +64,8 @@ class GateVector(nn.Module):
         self.is_open = bool(keep.all())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "soft": None}  # belongs to one step of one training run
+        # Both belong to one training run.
+        return {**self.__dict__, "soft": None, "sampled": None}
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -1,6 +1,7 @@
 """Controllers decide masks during a training run; the loop stays the user's."""
 
 from fxprune.controllers.auto_train_once import AutoTrainOnce, EarlyFinishWarning
+from fxprune.controllers.complexity_aware import ComplexityAware
 from fxprune.controllers.schedule import Schedule
 
-__all__ = ["AutoTrainOnce", "EarlyFinishWarning", "Schedule"]
+__all__ = ["AutoTrainOnce", "ComplexityAware", "EarlyFinishWarning", "Schedule"]

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
 
-__all__ = ["check_gated", "check_loss", "check_optimizer", "check_positive", "check_slope"]
+__all__ = [
+    "check_gated",
+    "check_loss",
+    "check_optimizer",
+    "check_positive",
+    "check_share",
+    "check_slope",
+]
 
 
 def check_gated(gated: Any) -> None:
@@ -56,6 +63,16 @@ def check_positive(name: str, value: Any) -> None:
         raise ConfigError(
             f"The {name!r} parameter must be a number above 0. Got {value!r} instead."
         )
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return `value` as a float if it is a number in [0, 1]; raise a ConfigError if not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigError(
+            f"The {name!r} parameter must be a number from 0 to 1. Got {value!r} instead."
+        )
+    return float(value)
 
 
 def check_loss(loss: Any) -> Tensor:

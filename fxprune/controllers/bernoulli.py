@@ -1,0 +1,137 @@
+"""A Bernoulli variable for every structure: its parameter theta, and what is drawn with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["EXPLORE", "Block", "Thetas"]
+
+EXPLORE = 0.05
+"""How often a gate is closed at least, while thetas move.
+
+What a structure is worth shows only when it is missing, also where theta is 1.
+"""
+
+_TENSORS = "value", "removed", "fixed", "_given"
+_SETTLED = 0.05  # a theta nearer than this to 0 or 1 has settled
+
+
+class Block:
+    """What the thetas of one group must respect.
+
+    Parameters
+    ----------
+    at : slice
+        The group's units.
+    step : int
+        Units leave in multiples of this.
+    least : int
+        So many stay: one block, or 0 for a branch.
+    """
+
+    def __init__(self, at: slice, step: int, least: int) -> None:
+        self.at, self.step, self.least = at, step, least
+
+
+class Thetas:
+    """The parameters of all structures.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+    fixed : bool Tensor, shape (n_units,)
+        Structures that stay whatever happens; they are not drawn.
+
+    Attributes
+    ----------
+    value : float64 Tensor, shape (n_units,)
+        In [0, 1]; 1 at first.
+    removed : bool Tensor, shape (n_units,)
+        Structures that are gone for good: theta reached 0.
+    fixed : bool Tensor, shape (n_units,)
+    """
+
+    def __init__(self, blocks: Sequence[Block], fixed: Tensor) -> None:
+        self._blocks = list(blocks)
+        self.value = torch.ones(len(fixed), dtype=torch.float64)
+        self.removed = torch.zeros_like(fixed)
+        self.fixed = fixed.clone()
+        for block in blocks:
+            if len(fixed[block.at]) < block.least + block.step:
+                self.fixed[block.at] = True
+        self._given = ~self.fixed
+
+    @property
+    def free(self) -> Tensor:
+        """Which thetas still move."""
+        return ~(self.removed | self.fixed)
+
+    @property
+    def settled(self) -> float:
+        """Share of the thetas that may move, or did, which are within 0.05 of 0 or 1."""
+        own = self.value[self._given]
+        between = (own > _SETTLED) & (own < 1 - _SETTLED)
+        return 1.0 - float(between.double().mean()) if len(own) else 1.0
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return one sample of all gates, bool, shape (n_units,).
+
+        Open gates are closed with a probability of `EXPLORE` at least. A group that may not be
+        closed keeps the gate with the highest theta open.
+        """
+        chance = self.value.clamp_max(1 - EXPLORE)
+        chance = torch.where(self.fixed, 1.0, torch.where(self.removed, 0.0, chance))
+        uniform = torch.rand(len(chance), generator=generator, dtype=torch.float64)
+        sample = uniform < chance
+        for block in self._blocks:
+            if block.least and not bool(sample[block.at].any()):
+                sample[block.at.start + int(self.value[block.at].argmax())] = True
+        return sample
+
+    def move(self, step: Tensor, worth: Tensor) -> None:
+        """Add a step and project to [0, 1]; structures whose theta is 0 then are removed.
+
+        Parameters
+        ----------
+        step : float64 Tensor, shape (n_units,)
+        worth : Tensor, shape (n_units,)
+            Where fewer can be removed than have a theta of 0, the least worth go.
+        """
+        moved = (self.value + torch.where(self.free, step, 0.0)).clamp(0, 1)
+        self.value = torch.where(self.free, moved, self.value)
+        for block in self._blocks:
+            self._remove(block, worth)
+
+    def _remove(self, block: Block, worth: Tensor) -> None:
+        """Remove whole blocks of what is at 0; the last block stays, at theta 1."""
+        value, removed, fixed = (x[block.at] for x in (self.value, self.removed, self.fixed))
+        candidates = ((value <= 0) & ~fixed).nonzero().flatten()
+        most = len(value) - block.least
+        count = min(len(candidates), most) // block.step * block.step
+        if count <= int(removed.sum()):
+            return
+        rank = torch.where(removed, -torch.inf, worth[block.at])[candidates]
+        removed[candidates[rank.argsort(stable=True)[:count]]] = True  # a view: written in place
+        if int(removed.sum()) + block.step > most:
+            left = ~removed
+            fixed |= left
+            value[left] = 1.0
+
+    def take(self, kept: Tensor, blocks: Sequence[Block]) -> None:
+        """Forget all but some units; `blocks` are the groups of these."""
+        self._blocks = list(blocks)
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name)[kept])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that changes."""
+        return {name: getattr(self, name).clone() for name in _TENSORS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        for name in _TENSORS:
+            setattr(self, name, torch.zeros_like(getattr(self, name)).copy_(state[name]))

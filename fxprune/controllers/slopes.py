@@ -1,0 +1,99 @@
+"""What every structure is worth to the task, from the slopes of the loss by sampled gates.
+
+The expected loss is linear in each ``theta``, and its slope is what the structure changes::
+
+    E[loss | xi = 1] - E[loss | xi = 0]
+
+of which one backward pass per step tells only ``d = d loss / d xi`` at the xi that was drawn. The
+trapezoidal rule over the way from 0 to 1,
+
+    (E[d | xi = 1] + E[d | xi = 0]) / 2,
+
+is that difference for every loss that is at most quadratic in this one gate, however it depends on
+all the others, and else off by a twelfth of its third derivative at most. Both ends are needed:
+where the weights are trained, ``E[d | xi = 1]`` is about 0, because a weight and its gate scale the
+same value, so a plain mean of ``d`` would leave every theta somewhere between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Slopes"]
+
+_WINDOWS = 10, 20
+"""Samples that a mean remembers at closed and at open gates: weights move on, and closed gates are
+seen less often."""
+
+_PRIOR = 2
+"""How many samples the mean of a unit's group counts for, in place of those not yet seen."""
+
+
+class Slopes:
+    """Running means of the slopes at open and at closed gates, for each structure.
+
+    Parameters
+    ----------
+    groups : int64 Tensor, shape (n_units,)
+        The number of each unit's group.
+    windows : tuple of int
+        How many samples at closed and at open gates are remembered.
+    """
+
+    def __init__(self, groups: Tensor, windows: tuple[int, int] = _WINDOWS) -> None:
+        self._groups = groups
+        self._windows = windows
+        n = len(groups)
+        self._means = torch.zeros(2, n, dtype=torch.float64)  # closed, open
+        self._seen = torch.zeros(2, n, dtype=torch.float64)
+
+    def add(self, slopes: Tensor, sample: Tensor, counted: Tensor) -> None:
+        """Take note of one step.
+
+        Parameters
+        ----------
+        slopes : float64 Tensor, shape (n_units,)
+        sample : bool Tensor, shape (n_units,)
+            The gates they were computed with.
+        counted : bool Tensor, shape (n_units,)
+            Which units' slopes to take note of.
+        """
+        for end, window in enumerate(self._windows):
+            hit = counted & (sample if end else ~sample)
+            seen = (self._seen[end] + 1).clamp_max(window)
+            moved = self._means[end] + (slopes - self._means[end]) / seen
+            self._seen[end] = torch.where(hit, seen, self._seen[end])
+            self._means[end] = torch.where(hit, moved, self._means[end])
+
+    def effects(self) -> Tensor:
+        """Return how much the loss changes by each structure, shape (n_units,); below 0 it helps.
+
+        Closed gates are rare: until there are enough samples of a unit, its group's mean counts.
+        """
+        closed, seen = self._means[0], self._seen[0]
+        n = int(self._groups[-1]) + 1 if len(self._groups) else 0
+        zeros = closed.new_zeros(n)
+        total = zeros.index_add(0, self._groups, closed * seen)
+        mean = total / zeros.index_add(0, self._groups, seen).clamp_min(1)
+        closed = (closed * seen + _PRIOR * mean[self._groups]) / (seen + _PRIOR)
+        return (closed + self._means[1]) / 2
+
+    def take(self, kept: Tensor, groups: Tensor) -> None:
+        """Forget all but some units; `groups` numbers the groups of these."""
+        self._groups = groups
+        self._means, self._seen = self._means[:, kept], self._seen[:, kept]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is remembered."""
+        return {"means": self._means.clone(), "seen": self._seen.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self._means, self._seen = (_checked(state[k], self._means) for k in ("means", "seen"))
+
+
+def _checked(value: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).copy_(value)
