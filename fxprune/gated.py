@@ -336,7 +336,6 @@ class GatedModule(nn.Module, abc.ABC):
     def _take_graphs(self, graphs: Mapping[str, fx.Graph]) -> None:
         """Run these graphs from now on."""
 
-    @property
     def _checked_gates(self, gates: Tensor) -> Tensor:
         if not isinstance(gates, Tensor) or tuple(gates.shape) != (self.plan.n_units,):
             raise GateError(
