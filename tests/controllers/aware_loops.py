@@ -52,9 +52,7 @@ class AwareLoop:
         self.optimizer = OPTIMIZERS[optimizer](self.gated.parameters())
         if not arguments.keys() & {"nu", "macs", "params"}:
             arguments["macs"] = 0.5
-        self.aware = ComplexityAware(
-            self.gated, self.optimizer, **{"steps": STEPS, **arguments}
-        )
+        self.aware = ComplexityAware(self.gated, self.optimizer, **{"steps": STEPS, **arguments})
         self.losses: list[float] = []
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

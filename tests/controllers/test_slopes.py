@@ -145,7 +145,9 @@ def test_windows_forget() -> None:
 def test_taking_units_keeps_what_is_known_of_them() -> None:
     found = Slopes(torch.tensor([0, 0, 1]))
     for end in (True, False):
-        found.add(torch.tensor([1.0, 2.0, 3.0]).double(), torch.full((3,), end), torch.ones(3).bool())
+        found.add(
+            torch.tensor([1.0, 2.0, 3.0]).double(), torch.full((3,), end), torch.ones(3).bool()
+        )
     found.take(torch.tensor([1, 2]), torch.tensor([0, 1]))
     assert found.effects().tolist() == pytest.approx([2.0, 3.0])
 
