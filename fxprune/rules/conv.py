@@ -38,7 +38,8 @@ def convolution(op: Op) -> None:
     x, weight, bias = op.args[:3]
     transposed, groups = op.arg(6, "transposed"), op.arg(8, "groups")
     for axis in op.ids(x)[2:]:
-        op.freeze(axis, f"{op.where} convolves over this axis")
+        why = "slides its kernel along this axis: a cut would give channels other neighbours"
+        op.freeze(axis, f"{op.where} {why}")
     for axis in op.ids(weight)[2:]:
         op.freeze(axis, KERNEL)
     if transposed:
