@@ -1,9 +1,9 @@
 """Capture: from any model to torch.fx graphs over one set of parameters.
 
 The ways are the entries of `_WAYS`, tried in order: a graph that the user captured is taken as it
-is, any other model is traced symbolically; where that fails, with the shapes of its inputs, and
-where that fails too it is exported. Each way takes a model and what is known of its inputs, and
-returns a `Captured` or raises `CaptureError`.
+is, any other model is traced symbolically; where that fails, with the shapes of its inputs, parts
+that resist being exported, and where that fails too the whole is exported. Each way takes a model
+and what is known of its inputs, and returns a `Captured` or raises `CaptureError`.
 """
 
 from __future__ import annotations

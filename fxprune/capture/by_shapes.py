@@ -6,8 +6,9 @@ The batch size varies always; height and width of images where the forward allow
 those of the example, and others are refused.
 
 Against torch.export it is many times faster and keeps torch's modules and functions as they are;
-what it cannot follow (writes into tensors of its own, functions that take no traced values) is left
-to torch.export. Nothing is taken on trust, see `agreement`.
+a part that it cannot follow (writes into tensors of its own, functions that take no traced values)
+is exported, see `parts`, and where that fails the whole is left to torch.export. Nothing is taken
+on trust, see `agreement`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,10 +27,13 @@ from fxprune._compat import forget_tracer, no_attention_fastpath
 from fxprune._copies import share_tensors
 from fxprune.capture.agreement import check_agreement
 from fxprune.capture.both_modes import capture_modes
+from fxprune.capture.cuts import cuts
 from fxprune.capture.draws import no_draws
+from fxprune.capture.exported import depends_on_data
 from fxprune.capture.factories import traced_factories
 from fxprune.capture.interface import add_placeholders, named_arguments
 from fxprune.capture.lookups import drop_unread
+from fxprune.capture.parts import PartCall, Parts
 from fxprune.capture.proxies import answered_types
 from fxprune.capture.shaped import (
     LoopError,
@@ -40,6 +43,7 @@ from fxprune.capture.shaped import (
     ShapedTracer,
     Twin,
 )
+from fxprune.capture.sides import Free, has_sides, sides
 from fxprune.capture.symbolic import SymbolicTracer, failure
 from fxprune.capture.transcribe import constant_name
 from fxprune.capture.trees import build, describe, fill
@@ -54,7 +58,6 @@ _ONE_BATCH = (
     "a graph takes any batch size: write what the forward does to each sample as operators on the "
     "whole batch, or capture it yourself and pass the torch.fx.GraphModule"
 )
-_CUTTING = (torch.split, torch.narrow, torch.functional.split, "split", "narrow")
 
 
 class FixedBatchError(CaptureError):
@@ -86,57 +89,49 @@ def trace_by_shapes(model: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     tree = describe(inputs, lambda v: isinstance(v, Tensor), leaves)
     batch = batch_size(inputs)
     original, _ = share_tensors(model)
-    free_sides = (_Free(sides=True),) if any(map(_has_sides, leaves)) else ()
-    for free in (*free_sides, _Free(), _Free(times=2)):
-        twins = [_sides(t, t.shape[:1] == (batch,), free) for t in leaves]
+    hopeless: set[str] = set()
+    free_sides = (Free(sides=True),) if any(map(has_sides, leaves)) else ()
+    for free in (*free_sides, Free(), Free(times=2)):
+        twins = [sides(t, t.shape[:1] == (batch,), free) for t in leaves]
         try:
-            graphs = capture_modes(model, partial(_trace, model, tree, twins))
+            parts = Parts(model, hopeless)
+            graphs = capture_modes(model, partial(_trace, parts, model, tree, twins))
             check_agreement(original, model, graphs, inputs, _WAY)
             return graphs
         except FixedBatchError:
             raise
         except CaptureError as error:
             last = error
-            if not free.sides and not isinstance(error.__cause__, OneSizeError):
+            again = free.sides or isinstance(error.__cause__, OneSizeError)
+            if not again or depends_on_data(error):
                 break
     raise last
 
 
-def _trace(model: nn.Module, tree: Any, twins: list[Twin], training: bool) -> fx.Graph:
-    with in_mode(model, training), _unchanged_attributes(model):
-        return _Tracer(model, tree, twins).run(model)
-
-
-@dataclass(frozen=True, slots=True)
-class _Free:
-    """Which sizes vary: the batch, by one or to a multiple; and height and width of images."""
-
-    sides: bool = False
-    times: int = 1
-
-
-def _has_sides(tensor: Tensor) -> bool:
-    return tensor.dim() > 3 and tensor.is_floating_point()
-
-
-def _sides(tensor: Tensor, batched: bool, free: _Free) -> Twin:
-    """Return meta tensors of two sizes for an input."""
-    one = list(tensor.shape)
-    if batched and one[0] == 1:
-        one[0] = 2  # code may ask for a batch of one
-    other = list(one)
-    if batched:
-        other[0] = one[0] * free.times if free.times > 1 else one[0] + 1
-    if free.sides and _has_sides(tensor):
-        other[2:] = [2 * n for n in one[2:]]
-    a, b = (torch.empty(shape, dtype=tensor.dtype, device="meta") for shape in (one, other))
-    return a, b
+def _trace(
+    parts: Parts, model: nn.Module, tree: Any, twins: list[Twin], training: bool
+) -> fx.Graph:
+    with in_mode(model, training):
+        while True:
+            tracer = _Tracer(model, tree, twins, parts)
+            try:
+                with _unchanged_attributes(model):
+                    return tracer.run(model)
+            except CaptureError as error:
+                if not parts.add(tracer.calls, error):
+                    raise
 
 
 class _Tracer(ShapedTracer):
-    """Traces the forward of a whole model."""
+    """Traces the forward of a whole model.
 
-    def __init__(self, model: nn.Module, tree: Any, inputs: list[Twin]) -> None:
+    Attributes
+    ----------
+    calls : list of PartCall
+        The modules that are being called, outermost first.
+    """
+
+    def __init__(self, model: nn.Module, tree: Any, inputs: list[Twin], parts: Parts) -> None:
         super().__init__(MetaTwins(), self._forward, inputs)
         self._model = model
         self._tree = tree
@@ -144,6 +139,8 @@ class _Tracer(ShapedTracer):
         self._numbers: dict[str, Any] = {}
         self._leaves: list[fx.Node] = []
         self._cuts = False
+        self._parts = parts
+        self.calls: list[PartCall] = []
         self._autocast = _autocast()
 
     def run(self, root: nn.Module | Callable[..., Any]) -> fx.Graph:
@@ -218,7 +215,15 @@ class _Tracer(ShapedTracer):
         """Call a module as symbolic tracing does; run it plainly while a twin is computed."""
         if self._running:
             return forward(*args, **kwargs)
-        return SymbolicTracer.call_module(self, m, forward, args, kwargs)
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return SymbolicTracer.call_module(self, m, forward, args, kwargs)
+        around = len(self.calls)
+        self.calls.append(PartCall.of(path, args, kwargs))
+        forward = self._parts.forward(self.calls[-1]) or forward
+        made = SymbolicTracer.call_module(self, m, forward, args, kwargs)
+        del self.calls[around:]  # not where it raises: then it is a part that resists
+        return made
 
     def create_arg(self, a: Any) -> Any:
         """Keep tensors made in the forward as constants, one for all that are equal."""
@@ -237,7 +242,7 @@ class _Tracer(ShapedTracer):
         key = f"{kind} {target} {_named(args)} {_named(kwargs)}"
         if key in self._numbers:
             return self._numbers[key]
-        self._cuts = self._cuts or _cuts(target, args)
+        self._cuts = self._cuts or cuts(target, args)
         made = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if not isinstance(made, ShapedProxy):
             if any(map(_varies, _proxies((args, kwargs)))):
@@ -353,32 +358,6 @@ def _base(node: fx.Node) -> Any:
     while isinstance(source, fx.Node) and source.args and isinstance(source.args[0], fx.Node):
         source = source.args[0]
     return source
-
-
-def _cuts(target: Any, args: Any) -> bool:
-    """Return whether a call takes a fixed stretch of an axis whose size varies."""
-    if not args or not isinstance(args[0], ShapedProxy) or not isinstance(args[0].twin[0], Tensor):
-        return False
-    sizes = list(zip(*(side.shape for side in args[0].twin), strict=True))
-    if target in _CUTTING:
-        return any(a != b for a, b in sizes[1:])
-    if target is not operator.getitem:
-        return False
-    entries = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if any(e is Ellipsis for e in entries):
-        after = len(entries) - entries.index(Ellipsis) - 1
-        sizes, entries = sizes[len(sizes) - after :], entries[len(entries) - after :]
-    taken = [e for e in entries if e is not None]
-    return any(_is_cut(entry, *pair) for entry, pair in zip(taken, sizes, strict=False))
-
-
-def _is_cut(entry: Any, one: int, other: int) -> bool:
-    if not isinstance(entry, slice) or one == other:
-        return False
-    bounds = (entry.start, entry.stop, entry.step)
-    if any(isinstance(b, fx.Proxy) for b in bounds):
-        return False
-    return len(range(*entry.indices(one))) == len(range(*entry.indices(other)))
 
 
 def _text(value: Any) -> str:

@@ -28,7 +28,7 @@ from fxprune.errors import CaptureError
 from fxprune.inputs import Inputs, batch_size
 from fxprune.modes import in_mode
 
-__all__ = ["depends_on_data", "export_modes"]
+__all__ = ["depends_on_data", "export_graph", "export_modes"]
 
 _PREFIX = "model."
 _BATCH = 3
@@ -38,20 +38,29 @@ _BATCH = 3
 class _Flat(nn.Module):
     """A model that takes and returns a flat sequence of tensors.
 
-    What the outputs were before they were flattened is put into `outputs`.
+    What the outputs were before they were flattened is put into `outputs`. With `keeps_inputs` it
+    raises where the model changes a list or dict that it is given.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, outputs: list[Any]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Any, outputs: list[Any], keeps_inputs: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self._inputs = inputs
         self._note = outputs.append
+        self._keeps_inputs = keeps_inputs
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
         args, kwargs = fill(self._inputs, tensors)
         leaves: list[Any] = []
         out = self.model(*args, **kwargs)
         self._note(describe(out, _is_output, leaves))
+        if self._keeps_inputs:
+            found: list[Any] = []
+            same = describe((args, kwargs), lambda v: isinstance(v, Tensor), found) == self._inputs
+            if not same or any(a is not b for a, b in zip(found, tensors, strict=True)):
+                raise fx.proxy.TraceError("it changes a container that it is given")
         return tuple(leaves)
 
 
@@ -90,34 +99,62 @@ def depends_on_data(error: CaptureError) -> bool:
 def _export(model: nn.Module, inputs: Inputs, training: bool) -> fx.Graph:
     leaves: list[Tensor] = []
     tree = describe(inputs, lambda v: isinstance(v, Tensor), leaves)
-    outputs: list[Any] = []
-    flat = _Flat(model, tree, outputs)
     batch = batch_size(inputs)
     batched = [batch is not None and t.shape[:1] == (batch,) for t in leaves]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tensors = tuple(_example(t, device, many) for t, many in zip(leaves, batched, strict=True))
-    named = named_arguments(model, tree)
-    with in_mode(model, training), no_attention_fastpath(), quiet_export():
+    with in_mode(model, training):
         for rest in (Dim.AUTO, Dim.STATIC):
-            dims = [
+            dims = tuple(
                 {d: Dim.DYNAMIC if many and d == 0 else rest for d in range(t.dim())}
                 for t, many in zip(tensors, batched, strict=True)
-            ]
+            )
             try:
-                with no_draws():
-                    program = torch.export.export(
-                        flat, tensors, dynamic_shapes=(tuple(dims),), strict=False
-                    )
-            except Exception as error:  # noqa: BLE001  # a user's forward may raise anything
-                last = failure(model, error, "torch.export")
-                if depends_on_data(last):
-                    break
-                continue
-            try:
-                return transcribe(program, model, Interface(named, outputs[-1]), _PREFIX)
+                return export_graph(model, tree, tensors, dims)
             except CaptureError as error:
                 last = error
+                if depends_on_data(last):
+                    break
     raise last
+
+
+def export_graph(
+    model: nn.Module,
+    tree: Any,
+    tensors: tuple[Tensor, ...],
+    dims: tuple[dict[int, Any], ...],
+    keeps_inputs: bool = False,
+) -> fx.Graph:
+    """Export a model in the mode it is in.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Constants that the export finds are registered on it as buffers.
+    tree : Container
+        Of ``(args, kwargs)``.
+    tensors : tuple of Tensor
+        The leaves of the tree.
+    dims : tuple of dict
+        For each of them, by axis: a `torch.export.Dim`.
+    keeps_inputs : bool
+        Refuse a model that changes a list or dict that it is given.
+
+    Raises
+    ------
+    CaptureError
+        If the forward cannot be exported; names the line of the user's code.
+    """
+    outputs: list[Any] = []
+    flat = _Flat(model, tree, outputs, keeps_inputs)
+    named = named_arguments(model, tree)
+    with no_attention_fastpath(), quiet_export():
+        try:
+            with no_draws():
+                program = torch.export.export(flat, tensors, dynamic_shapes=(dims,), strict=False)
+        except Exception as error:
+            raise failure(model, error, "torch.export") from error
+        return transcribe(program, model, Interface(named, outputs[-1]), _PREFIX)
 
 
 def _example(tensor: Tensor, device: torch.device, batched: bool) -> Tensor:

@@ -37,6 +37,10 @@ Twin = tuple[Any, Any]
 _PLAIN = (bool, int, float, str)
 
 
+class DataDependentError(fx.proxy.TraceError):
+    """A forward decides by the values of a tensor."""
+
+
 class OneSizeError(fx.proxy.TraceError):
     """A forward takes one size only, of sizes that a graph has to leave open."""
 
@@ -174,7 +178,9 @@ class ShapedProxy(fx.Proxy):
         return float(self._same(*self.twin))
 
     def _same(self, one: Any, other: Any) -> Any:
-        if isinstance(one, Tensor) or one != other:
+        if isinstance(one, Tensor):
+            raise DataDependentError("a decision depends on the values of a tensor")
+        if one != other:
             raise fx.proxy.TraceError("a decision depends on the batch size or on values")
         return one
 
