@@ -254,13 +254,15 @@ class GatedModule(nn.Module, abc.ABC):
             )
         optimizers = as_optimizers(optimizer, self)
         keep, plan, before = self._keep_vector(), self.plan, count_parameters(self)
+        units = np.arange(plan.n_units)
         if not keep.all():
             root, graphs = self._shared_root(), self._gated_graphs()
             draft = Draft(root, graphs, self._vector(), plan, keep, self._origin)
             Change(self, draft, plan, keep, optimizers).apply()
             self._take_graphs(draft.graphs)
             self._describe(draft.plan, self.settings, draft.origin)
-        return Shrunk.of(plan, keep, before, count_parameters(self))
+            units = draft.units
+        return Shrunk.of(plan, units, before, count_parameters(self))
 
     def shrink_to_(self, remaining: Mapping[str, Tensor], optimizer: Optimizers = None) -> Shrunk:
         """Remove, in place, what masks of the original model close.

@@ -31,7 +31,8 @@ class Origin:
     plan : Plan
         What the analysis found of it.
     graphs : mapping of str to fx.Graph
-        Its graphs without gates, by the keys of the plan's.
+        Its graphs without gates, by the keys of the plan's, and without the branches that have been
+        removed; sizes are those that it was captured with.
     left : bool array, shape (original n_units,)
         The masks it was shrunk by, all together. For a group that went as a whole with the part of
         the model it was in, the masks it had then.
@@ -55,9 +56,18 @@ class Origin:
         full[self.units] = keep
         return full
 
-    def shrunk(self, keep: Keep) -> Origin:
-        """Return the origin after one more shrink by a keep-vector of the shrunk model."""
-        return replace(self, left=self.full(keep), units=self.units[keep])
+    def shrunk(self, keep: Keep, graphs: Mapping[str, fx.Graph], units: Ids) -> Origin:
+        """Return the origin after one more shrink.
+
+        Parameters
+        ----------
+        keep : bool array, shape (n_units,)
+            The masks of the model until now.
+        graphs : mapping of str to fx.Graph
+        units : int array
+            Which of its units are left.
+        """
+        return replace(self, graphs=dict(graphs), left=self.full(keep), units=self.units[units])
 
     def graph(self, key: str) -> fx.Graph:
         """Return a new copy of one of the graphs."""

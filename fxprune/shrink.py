@@ -23,8 +23,10 @@ from fxprune.analysis.plan import Keep, Plan
 from fxprune.analysis.restrict import restricted
 from fxprune.errors import InternalError
 from fxprune.gates import GateVector
+from fxprune.leftovers import Leftovers, remove_modules
 from fxprune.optimizer_cut import Cut, OptimizerCut
 from fxprune.origin import Origin
+from fxprune.passes.drop_branches import DropBranches
 from fxprune.passes.fit_borders import FitBorders
 from fxprune.passes.insert_gates import GATES, InsertGates
 from fxprune.passes.pipeline import Pipeline
@@ -49,7 +51,8 @@ class Shrunk:
     units : int array, shape (new n_units,)
         The number that each unit had before: per-unit state goes on as ``state[units]``.
     removed : dict of str to int
-        How many units each group lost; groups that lost none are not in it.
+        How many units each group lost; groups that lost none are not in it. A group that was in a
+        removed branch only has lost all.
     params_before, params_after : int
         Number of parameters.
     """
@@ -60,11 +63,12 @@ class Shrunk:
     params_after: int
 
     @classmethod
-    def of(cls, plan: Plan, keep: Keep, before: int, after: int) -> Shrunk:
-        """Describe the removal of what a keep-vector closes."""
-        lost = {name: int((~keep[at]).sum()) for name, at in plan.group_slices().items()}
-        removed = {name: count for name, count in lost.items() if count}
-        return cls(np.flatnonzero(keep), removed, before, after)
+    def of(cls, plan: Plan, units: Ids, before: int, after: int) -> Shrunk:
+        """Describe what is left of a plan's units."""
+        lost = np.ones(plan.n_units, dtype=bool)
+        lost[units] = False
+        counts = {name: int(lost[at].sum()) for name, at in plan.group_slices().items()}
+        return cls(units, {name: n for name, n in counts.items() if n}, before, after)
 
     def __bool__(self) -> bool:
         """Return whether anything was removed."""
@@ -98,6 +102,10 @@ class Draft:
     ----------
     root, graphs, plan, origin
         Those of the smaller model.
+    units : int array, shape (new n_units,)
+        The number that each unit had.
+    left : Leftovers
+        What went with removed branches; the modules in `root` are still there.
     """
 
     def __init__(
@@ -111,25 +119,29 @@ class Draft:
     ) -> None:
         self.root = root
         before = Origin.of(plan, _ungated(root, graphs, gates)) if origin is None else origin
-        self.origin = before.shrunk(keep)
-        self.plan = restricted(plan, keep)
-        full = before.full(keep)
         for own in _OWN:
             root._modules.pop(own, None)
-        cut = {key: self._cut(key, plan, keep, full) for key in before.graphs}
+        full = before.full(keep)
+        whole = {key: self._without_branches(key, before, full) for key in before.graphs}
+        self.left = Leftovers.of(root, before.graphs, whole, before.plan, full)
+        self.plan, self.units = restricted(plan, keep, self.left.rests, self.left.tensors)
+        self.origin = before.shrunk(keep, whole, self.units)
+        cut = {key: self._cut(key, plan, keep, full) for key in whole}
         root.add_module(GATES, GateVector(self.plan.n_units))
         self.graphs = {key: self._gated(key, graph, full) for key, graph in cut.items()}
+
+    def _without_branches(self, key: str, before: Origin, full: Keep) -> fx.Graph:
+        """Return a graph as it was captured, less the branches that are removed."""
+        stage = live_stage(self.root, before.graph(key))
+        Pipeline((RemoveGates(), DropBranches(before.plan, full, key)))(stage)
+        return copy.deepcopy(stage.graph)
 
     def _cut(self, key: str, plan: Plan, keep: Keep, full: Keep) -> fx.Graph:
         """Return a graph that fits the sliced tensors, and slice these."""
         stage = live_stage(self.root, self.origin.graph(key))
         held = set(self.root._buffers)
         Pipeline(
-            (
-                RemoveGates(),
-                SliceChannels(plan, keep, key),
-                ResizeLiterals(self.origin.plan, full, key),
-            )
+            (SliceChannels(plan, keep, key), ResizeLiterals(self.origin.plan, full, key))
         )(stage)
         self._hold(key, stage.graph, self.root._buffers.keys() - held)
         return stage.graph
@@ -204,18 +216,23 @@ class Change:
     ) -> None:
         self._live = live
         self._draft = draft.root
+        self._left = draft.left
         cuts = _cuts(live, plan, keep)
         self._tensors: list[tuple[Tensor, Tensor, Cut]] = []
         self._sizes: list[tuple[nn.Module, str, Any]] = []
         for old, new in self._pairs():
             self._compare(old, new, cuts)
-        names = {id(p): name for name, p in live.named_parameters()}
-        self._optimizers = [OptimizerCut(one, names, cuts, set()) for one in optimizers]
+        parameters = list(live.named_parameters())
+        names = {id(p): name for name, p in parameters}
+        gone = {id(p) for name, p in parameters if name in draft.left.tensors}
+        self._optimizers = [OptimizerCut(one, names, cuts, gone) for one in optimizers]
 
     def _pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         made = dict(self._draft.named_modules())
         for path, module in self._live.named_modules():
             if path.partition(".")[0] in _OWN or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if path in self._left.modules:
                 continue
             if path not in made or (path and type(made[path]) is not type(module)):
                 raise InternalError(
@@ -250,6 +267,7 @@ class Change:
                 module.flatten_parameters()  # on the GPU, one block of memory again
         for optimizer in self._optimizers:
             optimizer.apply()
+        remove_modules(self._live, self._left)
         self._replace_gates()
 
     def _replace_gates(self) -> None:
