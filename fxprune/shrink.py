@@ -140,9 +140,9 @@ class Draft:
         """Return a graph that fits the sliced tensors, and slice these."""
         stage = live_stage(self.root, self.origin.graph(key))
         held = set(self.root._buffers)
-        Pipeline(
-            (SliceChannels(plan, keep, key), ResizeLiterals(self.origin.plan, full, key))
-        )(stage)
+        Pipeline((SliceChannels(plan, keep, key), ResizeLiterals(self.origin.plan, full, key)))(
+            stage
+        )
         self._hold(key, stage.graph, self.root._buffers.keys() - held)
         return stage.graph
 

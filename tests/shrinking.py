@@ -213,8 +213,10 @@ def assert_same(small: Training, masked: Training, what: str) -> None:
         )
         for t in (small, masked)
     ]
-    for name, tensor in left_of(masked.gated, {n: p.detach() for n, p in theirs.items()}).items():
-        close(mine[name].detach(), tensor, f"{what}: {name}")
+    kept = left_of(masked.gated, {n: p.detach() for n, p in theirs.items()})
+    for name, tensor in kept.items():
+        if name in mine:  # else it went with a branch
+            close(mine[name].detach(), tensor, f"{what}: {name}")
     states = [
         {n: t.optimizer.state[p] for n, p in h.items()}
         for t, h in zip((small, masked), held, strict=True)
