@@ -62,6 +62,26 @@ def test_compact_equals_gated(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_branches_go_as_well(seed: int) -> None:
+    """The same with masks of branches among those of channels, in both modes."""
+    model, x = random_net(seed)
+    no_dropout(model)
+    with described(model):
+        gated = auto_gate(model, x, branches=True)
+        if all(group.kind != "branch" for group in gated.groups):
+            return
+        assert_partition(gated)
+        assert_close(run(gated, x), run(model, x), "open gates against the original")
+        for number, share in enumerate(SHARES):
+            gated.set_keep(random_keep(gated, share, 10 * seed + number))
+            compact = assert_equal_to_compact(gated, x)
+            assert_cost(gated, compact, x)
+        compact, trained = gated.compact().train(), copy.deepcopy(gated).train()
+        assert_close(run(compact, x), run(trained, x), "compact against gated")
+        assert_state_is_sliced(trained, compact)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_training_equals_too(seed: int) -> None:
     """In train mode the outputs agree, and so do the statistics that BatchNorm gathers of what is kept."""
     model, x = random_net(seed)

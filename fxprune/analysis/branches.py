@@ -26,7 +26,15 @@ from torch import fx, nn
 from fxprune.analysis.branch_names import branch_names
 from fxprune.analysis.graph_facts import GraphFacts
 from fxprune.analysis.ids import IdSpace, Owner
-from fxprune.analysis.liveness import ALL, Clauses, ConflictError, either, implies, liveness
+from fxprune.analysis.liveness import (
+    ALL,
+    Clauses,
+    ConflictError,
+    either,
+    implies,
+    liveness,
+    priced,
+)
 from fxprune.analysis.plan import BranchSite, Member
 from fxprune.analysis.summands import summands
 from fxprune.analysis.trace import GraphTrace
@@ -164,6 +172,8 @@ def _settled(
                 }
                 needed[key] = liveness(one.graph, sites)
                 one.check_writes(needed[key], sites)
+                for node in one.counted:
+                    priced(needed[key][node])
             _parameters(facts, needed)
         except ConflictError as conflict:
             del kept[min(conflict.branches, key=lambda number: (kept[number].weight, number))]
@@ -189,7 +199,7 @@ def _parameters(
         for node, names in one.parameters.items():
             for name in names:
                 uses.setdefault(name, []).append(needed[key][node])
-    return {name: either(clauses) for name, clauses in uses.items()}
+    return {name: priced(either(clauses)) for name, clauses in uses.items()}
 
 
 def _numbered(

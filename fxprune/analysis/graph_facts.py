@@ -34,6 +34,8 @@ class GraphFacts:
     parameters : dict of fx.Node to frozenset of str
         Names of the parameters that a node holds: those of the module it calls, or the one it
         reads.
+    counted : set of fx.Node
+        Those that multiply and accumulate.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class GraphFacts:
         self.graph = graph
         self._trace = trace
         self._order = {node: place for place, node in enumerate(graph.nodes)}
+        computing = {name for _, _, name in trace.terms}
+        self.counted = {node for node in graph.nodes if node.name in computing}
         self._needed = _needed(graph)
         self._sizes: dict[str, int] = {}
         self._states: dict[fx.Node, list[int]] = {}
@@ -170,8 +174,8 @@ class GraphFacts:
             when = self._write(writer, memory, needed, sites)
             for node in sharers.get(memory, ()):
                 stays = ALL if node.op == "placeholder" else needed[node]
-                earlier = self._order[node] < self._order[writer] or node in self._states
-                if earlier and when != ALL and not implies(stays, when):
+                counts = self._order[node] < self._order[writer] or isinstance(memory, tuple)
+                if counts and when != ALL and not implies(stays, when):
                     raise ConflictError(frozenset().union(*when))
 
     def _write(

@@ -30,6 +30,7 @@ __all__ = [
     "either",
     "implies",
     "liveness",
+    "priced",
     "products",
 ]
 
@@ -40,7 +41,9 @@ ALL: Clauses = frozenset((frozenset(),))
 """Always needed."""
 
 LIMIT = 4
-"""Most alternatives that are followed: costs are sums over their subsets."""
+"""Most alternatives of anything that costs something: its cost is a sum over their subsets."""
+
+_MOST = 64  # of anything else, such as a size that all branches read
 
 
 class ConflictError(Exception):
@@ -70,7 +73,18 @@ def both(a: Clauses, b: Clauses) -> Clauses:
 
 
 def _checked(clauses: Clauses) -> Clauses:
-    if len(clauses) > LIMIT:
+    return priced(clauses, _MOST)
+
+
+def priced(clauses: Clauses, most: int = LIMIT) -> Clauses:
+    """Return a condition that has few alternatives.
+
+    Raises
+    ------
+    ConflictError
+        If it has more than `most`.
+    """
+    if len(clauses) > most:
         raise ConflictError(frozenset(chain.from_iterable(clauses)))
     return clauses
 
@@ -104,7 +118,7 @@ def liveness(graph: fx.Graph, sites: Mapping[fx.Node, tuple[int, int]]) -> dict[
     Raises
     ------
     ConflictError
-        If a node is needed in more than `LIMIT` ways.
+        If a node is needed in more ways than can be followed.
     """
     found: dict[fx.Node, Clauses] = {}
     for node in reversed(graph.nodes):
