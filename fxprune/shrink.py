@@ -216,7 +216,7 @@ class Change:
     ) -> None:
         self._live = live
         self._draft = draft.root
-        self._left = draft.left
+        self._left, self._units = draft.left, draft.units
         cuts = _cuts(live, plan, keep)
         self._tensors: list[tuple[Tensor, Tensor, Cut]] = []
         self._sizes: list[tuple[nn.Module, str, Any]] = []
@@ -277,6 +277,7 @@ class Change:
             raise InternalError(f"{GATES} is no gate vector", seen=type(gates).__name__)
         made.to(device=value.device, dtype=value.dtype).train(gates.training)
         gates._modules = made._modules
+        gates.sampled = _taken(gates.sampled, self._units)
         value.data = made._buffers["value"]  # type: ignore[assignment]
         gates.is_open = True
         self._live._modules.pop(NUMBERS, None)
@@ -320,6 +321,16 @@ def _replace(tensor: Tensor, small: Tensor, cut: Cut) -> None:
 def count_parameters(module: nn.Module) -> int:
     """Return how many numbers a module's parameters hold, shared ones counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _taken(gates: Tensor | None, units: Ids) -> Tensor | None:
+    """Return the entries of some units of a vector, with those of its gradient."""
+    if gates is None:
+        return None
+    at = torch.from_numpy(units).to(gates.device)
+    taken = gates.detach()[at].requires_grad_(gates.requires_grad)
+    taken.grad = None if gates.grad is None else gates.grad[at]
+    return taken
 
 
 def _is_size(value: Any) -> bool:

@@ -27,9 +27,9 @@ from fxprune.controllers.network import ControllerNetwork
 from fxprune.controllers.pressure import Pressure
 from fxprune.controllers.relaxation import logistic_noise, relax, round_straight_through
 from fxprune.controllers.resource import resource_term
-from fxprune.controllers.restoring import take_over
 from fxprune.controllers.schedule import Phase, Schedule
 from fxprune.controllers.slope import task_slope
+from fxprune.controllers.state import take_over
 from fxprune.errors import ConfigError, LoadError
 from fxprune.gated import GatedModule
 from fxprune.inputs import check_count
@@ -354,7 +354,7 @@ class AutoTrainOnce:
         LoadError
             If the state is of a run with another budget, length or model. Nothing is changed then.
         """
-        take_over("an AutoTrainOnce", state, self._settings(), self.state_dict, self._restore)
+        take_over(self, state, self._settings(), self._restore)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take a state over; masks come last, as they are the gated model's."""

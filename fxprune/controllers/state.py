@@ -27,7 +27,7 @@ def take_over(
     mine : mapping
         Those of `controller`.
     restore : callable
-        Takes a state over, without checks.
+        Takes a state over; it may stop half-way with an error.
 
     Raises
     ------
@@ -53,6 +53,9 @@ def take_over(
     before = copy.deepcopy(controller.state_dict())
     try:
         restore(state)
+    except LoadError:
+        restore(before)
+        raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         restore(before)
         raise LoadError(
