@@ -28,6 +28,12 @@ WAYS: dict[str, dict[str, Any]] = {
         "every": 5,
         "learning_rate": 0.05,
     },
+    "half-space, adam, shrinking": {
+        "kind": "two modes",
+        "projection": "half-space",
+        "optimizer": "adam",
+        "shrink": True,
+    },
     "depthwise, half-space, one cycle": {
         "kind": "depthwise",
         "projection": "half-space",
@@ -45,6 +51,7 @@ def checkpoint(loop: Loop) -> bytes:
     """Return what a training script writes."""
     written = io.BytesIO()
     state = {
+        "remaining": loop.gated.remaining,
         "model": loop.gated.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
         "scheduler": None if loop.scheduler is None else loop.scheduler.state_dict(),
@@ -59,6 +66,7 @@ def checkpoint(loop: Loop) -> bytes:
 def resume(loop: Loop, written: bytes) -> Loop:
     """Go on in a loop made anew from what was written, read without running any code."""
     state = torch.load(io.BytesIO(written), weights_only=True)
+    loop.gated.shrink_to_(state["remaining"], loop.optimizer)
     loop.gated.load_state_dict(state["model"])
     loop.optimizer.load_state_dict(state["optimizer"])
     if loop.scheduler is not None:
