@@ -99,6 +99,8 @@ def solve(
     params: float | None = None,
     round_to: int = 1,
     dense: Cost | None = None,
+    stay: Keep | None = None,
+    leave: Keep | None = None,
 ) -> Selection:
     """Choose the units to keep.
 
@@ -116,6 +118,8 @@ def solve(
     dense : Cost, optional
         Of the dense model, where that is more than the cost of keeping all units: some have been
         removed already.
+    stay, leave : bool array, shape (n_units,), optional
+        Units that must be kept, and that must not, whatever their scores; in whole blocks.
 
     Raises
     ------
@@ -127,7 +131,7 @@ def solve(
     """
     resource, target = _target(macs, params)
     check_round_to(round_to)
-    ladders = _Ladders(plan, scores, round_to)
+    ladders = _Ladders(plan, scores, round_to, stay, leave)
     share = _share_of(plan, cost_of, resource, dense)
     _check_reachable(ladders, share, resource, target, round_to)
     keep = _Search(ladders, share, target).run()
@@ -143,6 +147,7 @@ def check_budget(
     params: float | None = None,
     round_to: int = 1,
     dense: Cost | None = None,
+    stay: Keep | None = None,
 ) -> tuple[Literal["macs", "params"], float]:
     """Return the resource and the share of it that a budget allows, if it can be reached at all.
 
@@ -150,7 +155,7 @@ def check_budget(
     """
     resource, target = _target(macs, params)
     check_round_to(round_to)
-    ladders = _Ladders(plan, np.zeros(plan.n_units), round_to)
+    ladders = _Ladders(plan, np.zeros(plan.n_units), round_to, stay)
     share = _share_of(plan, cost_of, resource, dense)
     _check_reachable(ladders, share, resource, target, round_to)
     return resource, target
@@ -210,24 +215,40 @@ class _Ladders:
     its width stays a multiple of the block; the last block stays, except that of a branch.
     """
 
-    def __init__(self, plan: Plan, scores: Scores, round_to: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        scores: Scores,
+        round_to: int,
+        stay: Keep | None = None,
+        leave: Keep | None = None,
+    ) -> None:
         self._n_units = plan.n_units
         self._blocks: list[list[npt.NDArray[np.int64]]] = []
+        self._least: list[int] = []
         ranked: list[tuple[float, int]] = []
+        if stay is not None:
+            scores = np.where(stay, np.inf, scores)
+        if leave is not None:
+            scores = np.where(leave, -np.inf, scores)
         slices = plan.group_slices().values()
         for number, (group, at) in enumerate(zip(plan.groups, slices, strict=True)):
             order = at.start + np.argsort(-scores[at], kind="stable")
             step = block_size(plan, group, round_to)
             least = 0 if group.kind == "branch" else step
+            least = max(least, -(-int(np.isposinf(scores[at]).sum()) // step) * step)
             starts = reversed(range(least, group.size, step))
             blocks = [order[start : start + step] for start in starts]
+            gone = sum(bool(np.isneginf(scores[block]).all()) for block in blocks)
             self._blocks.append(blocks)
-            ranked += [(float(scores[block].mean()), number) for block in blocks]
+            self._least.append(gone)
+            ranked += [(float(scores[block].mean()), number) for block in blocks[gone:]]
         self.ranking = [number for _, number in sorted(ranked)]
 
     def after(self, count: int) -> State:
         """Return the state after the first `count` blocks of the ranking have left."""
-        return tuple(np.bincount(self.ranking[:count], minlength=len(self._blocks)).tolist())
+        lost = np.bincount(self.ranking[:count], minlength=len(self._blocks))
+        return tuple((lost + np.array(self._least, dtype=np.int64)).tolist())
 
     def keep(self, state: State) -> Keep:
         """Return the keep-vector of a state."""
@@ -241,7 +262,7 @@ class _Ladders:
         """Yield the states in which one group has lost one block more, or one less."""
         for number, blocks in enumerate(self._blocks):
             for lost in (state[number] + 1, state[number] - 1):
-                if 0 <= lost <= len(blocks):
+                if self._least[number] <= lost <= len(blocks):
                     yield (*state[:number], lost, *state[number + 1 :])
 
 

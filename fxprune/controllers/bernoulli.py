@@ -64,6 +64,7 @@ class Thetas:
             if len(fixed[block.at]) < block.least + block.step:
                 self.fixed[block.at] = True
         self._given = ~self.fixed
+        self._cut = 0  # how many of those are not among these thetas any more
 
     @property
     def free(self) -> Tensor:
@@ -74,8 +75,8 @@ class Thetas:
     def settled(self) -> float:
         """Share of the thetas that may move, or did, which are within 0.05 of 0 or 1."""
         own = self.value[self._given]
-        between = (own > _SETTLED) & (own < 1 - _SETTLED)
-        return 1.0 - float(between.double().mean()) if len(own) else 1.0
+        between = int(((own > _SETTLED) & (own < 1 - _SETTLED)).sum())
+        return 1.0 - between / max(1, len(own) + self._cut)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return one sample of all gates, bool, shape (n_units,).
@@ -122,16 +123,20 @@ class Thetas:
             value[left] = 1.0
 
     def take(self, kept: Tensor, blocks: Sequence[Block]) -> None:
-        """Forget all but some units; `blocks` are the groups of these."""
+        """Go on with some of the units, which have been removed or have settled; in `blocks`."""
         self._blocks = list(blocks)
+        before = int(self._given.sum())
         for name in _TENSORS:
             setattr(self, name, getattr(self, name)[kept])
+        self._cut += before - int(self._given.sum())
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything that changes."""
-        return {name: getattr(self, name).clone() for name in _TENSORS}
+        tensors = {name: getattr(self, name).clone() for name in _TENSORS}
+        return {**tensors, "cut": self._cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
         for name in _TENSORS:
             setattr(self, name, torch.zeros_like(getattr(self, name)).copy_(state[name]))
+        self._cut = int(state["cut"])

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +58,7 @@ class Complexity:
     Parameters
     ----------
     gated : GatedModule
-        Not shrunk yet.
+        May get smaller: prices are those of what is left, shares those of the original.
     alpha, beta : float in [0, 1]
     """
 
@@ -67,7 +66,7 @@ class Complexity:
         self._gated = gated
         self.alpha, self.beta = alpha, beta
         self._weights = {"unit": min(1.0, 2 * (1 - beta)), "branch": min(1.0, 2 * beta)}
-        self.dense: Cost = gated.cost_of(np.ones(gated.plan.n_units, dtype=bool))
+        self.dense: Cost = gated.dense_cost
 
     def weight_of(self, group: ChannelGroup) -> float:
         """Return how much of its cost a unit of a group pays."""

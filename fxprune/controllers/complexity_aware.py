@@ -10,7 +10,7 @@ the loss by the sampled gates (`fxprune.controllers.slopes`). The objective is l
 alone, so its minima are at 0 and 1: the outcome is one network and not a distribution. A structure
 whose theta reaches 0 is gone for good.
 
-A run has three phases: the weights warm up, with few gates closed, while the slopes are measured;
+A run has three phases: the weights warm up, with few gates closed, until the slopes tell something;
 thetas move; and from then on the gates are hard and the weights train what is left.
 """
 
@@ -19,51 +19,37 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.analysis.plan import Keep
-from fxprune.budget import Selection, check_budget
+from fxprune.budget import Selection
 from fxprune.controllers.auto_train_once import EarlyFinishWarning
-from fxprune.controllers.bernoulli import Thetas
 from fxprune.controllers.checks import (
     check_gated,
     check_optimizer,
-    check_positive,
     check_share,
     check_slope,
 )
 from fxprune.controllers.complexity import Complexity
 from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
-from fxprune.controllers.price import Market, follow_budget
-from fxprune.controllers.resolve import blocks_of, resolve
-from fxprune.controllers.slopes import Slopes
+from fxprune.controllers.search import Search, aim_of
 from fxprune.controllers.state import take_over
-from fxprune.errors import ConfigError
+from fxprune.controllers.timing import Phase, Timing
+from fxprune.errors import LoadError
 from fxprune.gated import GatedModule
 from fxprune.inputs import check_count
 from fxprune.prune import set_masks
 
-__all__ = ["ComplexityAware", "Phase"]
-
-Phase = Literal["warm-up", "search", "final"]
+__all__ = ["ComplexityAware"]
 
 _log = logging.getLogger("fxprune")
 
-_SEARCH, _FINAL = 0.3, 0.7
-"""Shares of the run after which thetas move, and after which gates are hard.
-
-Before a net has begun to learn, its slopes are noise.
-"""
-
-_PACE = 0.8
-"""Share of the search that the budget takes to fall, geometrically, to what was asked, and the
-price to rise to what was given."""
-
-_STEPS_ACROSS = 12
-"""A theta can go from 0 to 1 so many times during a search."""
+_WORTH_CUTTING = 0.25
+"""Share of the MACs that must have been removed since the last time for the model to be shrunk."""
 
 
 class ComplexityAware:
@@ -95,6 +81,10 @@ class ComplexityAware:
         units only, 1 layers only.
     round_to : int, optional
         Widths stay multiples of this; what `auto_gate` was given by default.
+    shrink : bool
+        Cut what has been removed out of `gated` and `optimizer` on the way, see
+        `GatedModule.shrink_`: the run computes the same, in less time. What wraps `gated`, such as
+        ``DistributedDataParallel``, has to be made anew whenever ``gated.plan`` is another.
     seed : int
         For the samples; torch's global random state is not touched.
 
@@ -103,7 +93,7 @@ class ComplexityAware:
     steps_done : int
         Weight steps so far.
     selection : Selection or None
-        The final masks and what they cost, once they are fixed.
+        The final masks of the original units and what they cost, once they are fixed.
     settled : float
         Share of the thetas that are within 0.05 of 0 or 1. After the search: at its end, before
         the others were resolved.
@@ -150,33 +140,24 @@ class ComplexityAware:
         alpha: float | None = None,
         beta: float = 0.5,
         round_to: int | None = None,
+        shrink: bool = False,
         seed: int = 0,
     ) -> None:
         check_gated(gated)
         check_optimizer(optimizer, gated)
         check_count("steps", steps)
         check_count("seed", seed, least=0)
-        self.steps = steps
-        self._gated = gated
+        self.steps, self._timing = steps, Timing(steps)
+        self._gated, self._optimizer = gated, optimizer
+        self._shrinks = bool(shrink)
         self._round_to = gated.settings.round_to if round_to is None else round_to
-        self._target: float | None = None
-        self._resource: Literal["macs", "params"]
-        if nu is not None and macs is None and params is None:
-            check_positive("nu", nu)
-            alpha = 0.5 if alpha is None else alpha
-            check_share("alpha", alpha)
-            self._resource = "macs" if alpha >= 0.5 else "params"
-        else:
-            _check_one(nu, macs, params)
-            self._resource, self._target = check_budget(
-                gated.plan, gated.cost_of, macs=macs, params=params, round_to=self._round_to
-            )
-            alpha = float(self._resource == "macs") if alpha is None else alpha
-        self._given = nu
-        self._term = Complexity(gated, check_share("alpha", alpha), check_share("beta", beta))
-        self._thetas = Thetas(blocks_of(gated, self._round_to), self._term.weights() == 0)
-        self._slopes = Slopes(_group_numbers(gated))
-        self._nu: float | None = None
+        if alpha is None:
+            alpha = 0.5 if nu is not None else float(macs is not None)
+        alpha, beta = check_share("alpha", alpha), check_share("beta", beta)
+        self._term = Complexity(gated, alpha, beta)
+        self._aim = aim_of(gated, self._term, nu, macs, params, self._round_to)
+        self._search = Search(gated, self._term, self._aim, self._round_to)
+        self._arguments = self._describe()
         self._generator = torch.Generator().manual_seed(same_on_all_ranks(seed, self._device))
         self.steps_done = 0
         self.selection: Selection | None = None
@@ -188,9 +169,7 @@ class ComplexityAware:
     @property
     def phase(self) -> Phase:
         """The phase that the next weight step belongs to."""
-        if self.steps_done >= self._start("final"):
-            return "final"
-        return "search" if self.steps_done >= self._start("search") else "warm-up"
+        return self._timing.phase(self.steps_done)
 
     @property
     def expected(self) -> float:
@@ -200,16 +179,18 @@ class ComplexityAware:
     @property
     def settled(self) -> float:
         """See above."""
-        return self._thetas.settled if self._settled is None else self._settled
+        return self._search.thetas.settled if self._settled is None else self._settled
 
     @property
     def nu(self) -> float | None:
         """The price in use; None before there is one."""
-        return self._nu
+        return self._aim.nu if self._search.nu is None else self._search.nu
 
     def thetas(self) -> Tensor:
-        """Return every theta, float64, shape (n_units,)."""
-        return self._thetas.value.clone()
+        """Return every theta, float64, shape (n_units,) of the original model."""
+        found = torch.zeros(self._arguments["units"], dtype=torch.float64)
+        found[self._search.units] = self._search.thetas.value
+        return found
 
     # -- the run
     def step(self, held_back_loss: Callable[[], Tensor] | None = None) -> None:
@@ -227,12 +208,22 @@ class ComplexityAware:
             If the weight step's loss did not go through the gates.
         """
         del held_back_loss
-        self.steps_done += 1
         if self.selection is not None:
+            self.steps_done += 1
             return
-        self._measure()
-        if self.phase != "warm-up":
-            self._move()
+        slopes = self._slopes()
+        self.steps_done += 1
+        if bool(torch.isfinite(slopes).all()):
+            self._search.measure(slopes, self._sample)
+        else:
+            _log.warning("step %d: the loss is not finite; skipped", self.steps_done)
+        timing = self._timing
+        if timing.began is not None:
+            gone = timing.gone(self.steps_done)
+            self._expected = self._search.move(gone, timing.length)
+            self._close_removed()
+        elif timing.may_begin(self.steps_done, self._search.helping):
+            timing.began = self.steps_done
         if self.phase == "final":
             self._fix()
         else:
@@ -265,65 +256,47 @@ class ComplexityAware:
 
     def _draw(self) -> None:
         """Draw the gates of the next weight step."""
-        self._sample = self._thetas.draw(self._generator)
-        gates = self._sample.to(self._device, torch.float32)
-        self._gated.sampled_gates = gates.requires_grad_()
+        self._use(self._search.thetas.draw(self._generator))
 
-    def _measure(self) -> None:
-        """Take note of the slopes by the gates that the weight step left."""
+    def _use(self, sample: Tensor) -> None:
+        self._sample = sample
+        self._gated.sampled_gates = sample.to(self._device, torch.float32).requires_grad_()
+
+    def _slopes(self) -> Tensor:
+        """Return the slopes by the gates that the weight step left, the same on all ranks."""
         gates = self._gated.sampled_gates
         slopes = check_slope(None if gates is None else gates.grad)
-        slopes = average_over_ranks(slopes).double().cpu()
-        if bool(torch.isfinite(slopes).all()):
-            self._slopes.add(slopes, self._sample, self._thetas.free)
-        else:
-            _log.warning("step %d: the loss is not finite; skipped", self.steps_done)
+        return average_over_ranks(slopes).double().cpu()
 
-    def _move(self) -> None:
-        """Let thetas take a step."""
-        theta, effects = self._thetas.value, self._slopes.effects()
-        prices = self._term.at(theta)
-        length = max(1, self._start("final") - self._start("search"))
-        market = Market(
-            theta, effects, self._term.mixed(prices), self._thetas.free, _STEPS_ACROSS / length
-        )
-        gone = (self.steps_done - self._start("search")) / length / _PACE
-        if self._target is None:
-            self._nu = (self._given or 0.0) * min(1.0, gone)
-            step = market.step(self._nu)
-        else:
-            share, slopes = prices.of(self._resource)
-            wanted = self._target ** min(1.0, gone) - share
-            step, self._nu = follow_budget(market, slopes, wanted, self._nu)
-        self._thetas.move(step, -effects)
-        self._expected, _ = self._term.at(self._thetas.value).of(self._resource)
+    def _close_removed(self) -> None:
+        """Close the hard gates of what has been removed, and cut it out where that pays."""
+        keep = (~self._search.thetas.removed).numpy()
+        if keep.sum() == sum(int(mask.sum()) for mask in self._gated.keep.values()):
+            return
+        set_masks(self._gated, keep)
+        whole = self._gated.cost_of(np.ones_like(keep)).macs
+        if self._gated.cost().macs <= (1 - _WORTH_CUTTING) * whole:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Cut out what the hard masks close."""
+        if self._shrinks:
+            removed = self._gated.shrink_(self._optimizer)
+            self._search.take(torch.from_numpy(removed.units))
+            _log.info("step %d: %s", self.steps_done, removed)
 
     def _fix(self) -> Selection:
         """Resolve what has not settled, and set hard masks."""
-        self._settled = self._thetas.settled
+        self._settled = self._search.thetas.settled
         self._gated.sampled_gates = None
-        chosen = resolve(
-            self._gated,
-            self._thetas,
-            -self._slopes.effects(),
-            self._resource,
-            self._target,
-            self._dense,
-            self._round_to,
-        )
-        self.selection = chosen
+        chosen = self._search.resolve()
+        keep = np.zeros(self._arguments["units"], dtype=bool)
+        keep[self._search.units.numpy()[chosen.keep]] = True
+        self.selection = replace(chosen, keep=keep)
         self._expected = chosen.reached
         _log.info("step %d: %.1f %% settled; %s", self.steps_done, 100 * self._settled, chosen)
-        return chosen
-
-    def _start(self, phase: Literal["search", "final"]) -> int:
-        """Return the number of weight steps after which a phase begins."""
-        return round((_SEARCH if phase == "search" else _FINAL) * self.steps)
-
-    @property
-    def _dense(self) -> int:
-        cost: int = getattr(self._term.dense, self._resource)
-        return cost
+        self._cut()
+        return self.selection
 
     @property
     def _device(self) -> torch.device:
@@ -336,13 +309,12 @@ class ComplexityAware:
         The gated model's and the optimizer's own state_dicts are not part of it.
         """
         return {
-            "settings": self._settings(),
-            "thetas": self._thetas.state_dict(),
-            "slopes": self._slopes.state_dict(),
+            "settings": dict(self._arguments),
+            "search": self._search.state_dict(),
             "generator": self._generator.get_state(),
             "sample": self._sample.clone(),
             "steps_done": self.steps_done,
-            "nu": self._nu,
+            "began": self._timing.began,
             "expected": self._expected,
             "settled": self._settled,
             "keep": None if self.selection is None else torch.from_numpy(self.selection.keep),
@@ -351,59 +323,61 @@ class ComplexityAware:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, between two weight steps.
 
-        Load the gated model and its optimizer first.
+        Load the gated model and its optimizer first; where it had been shrunk, after
+        ``gated.shrink_to_(remaining, optimizer)``.
 
         Raises
         ------
         LoadError
             If the state is of a run with other arguments or another model. Nothing is changed then.
         """
-        take_over(self, state, self._settings(), self._restore)
+        take_over(self, state, self._arguments, self._restore)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self._thetas.load_state_dict(state["thetas"])
-        self._slopes.load_state_dict(state["slopes"])
+        here, there = self._gated.plan.n_units, len(state["search"]["units"])
+        if here != there:
+            raise LoadError(
+                "This state belongs to a model that had been shrunk.",
+                seen=f"{here} units here, {there} there",
+                hint="save gated.remaining with it, and before anything is loaded call "
+                "gated.shrink_to_(remaining, optimizer)",
+            )
+        self._search.load_state_dict(state["search"])
         self._generator.set_state(state["generator"])
         self.steps_done = int(state["steps_done"])
-        self._nu = None if state["nu"] is None else float(state["nu"])
+        self._timing.began = None if state["began"] is None else int(state["began"])
         self._expected = float(state["expected"])
         self._settled = None if state["settled"] is None else float(state["settled"])
+        sample = torch.zeros(len(state["sample"]), dtype=torch.bool).copy_(state["sample"])
         keep = state["keep"]
-        self.selection = None if keep is None else self._selection(keep.numpy())
-        self._sample = torch.zeros_like(self._sample).copy_(state["sample"])
-        gates = self._sample.to(self._device, torch.float32).requires_grad_()
-        self._gated.sampled_gates = gates if keep is None else None
+        if keep is None:
+            self.selection = None
+            set_masks(self._gated, (~self._search.thetas.removed).numpy())
+            self._use(sample)
+        else:
+            self._sample = sample
+            self._gated.sampled_gates = None
+            self.selection = self._selection(torch.as_tensor(keep).numpy())
 
-    def _settings(self) -> dict[str, Any]:
+    def _selection(self, full: np.ndarray[Any, np.dtype[np.bool_]]) -> Selection:
+        """Make the selection of a keep-vector of the original again, and set its masks."""
+        keep = full[self._search.units.numpy()]
+        set_masks(self._gated, keep)
+        aim, cost = self._aim, self._gated.cost_of(keep)
+        reached = getattr(cost, aim.resource) / getattr(self._term.dense, aim.resource)
+        return Selection.of(aim.resource, aim.target, reached, full, cost)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what two runs must share to be one."""
         return {
-            "resource": self._resource,
-            "target": self._target,
-            "nu": self._given,
+            "resource": self._aim.resource,
+            "target": self._aim.target,
+            "nu": self._aim.nu,
             "alpha": self._term.alpha,
             "beta": self._term.beta,
             "steps": self.steps,
             "round_to": self._round_to,
+            "shrink": self._shrinks,
+            "units": self._gated.plan.n_units,
             "groups": [[group.name, group.size] for group in self._gated.groups],
         }
-
-    def _selection(self, keep: Keep) -> Selection:
-        """Make the selection of a keep-vector again, and set its masks."""
-        set_masks(self._gated, keep)
-        cost = self._gated.cost_of(keep)
-        reached = getattr(cost, self._resource) / self._dense
-        return Selection.of(self._resource, self._target, reached, keep, cost)
-
-
-def _check_one(nu: object, macs: object, params: object) -> None:
-    if sum(value is not None for value in (nu, macs, params)) != 1:
-        raise ConfigError(
-            "Give exactly one of 'nu', 'macs' and 'params'.",
-            seen=f"nu={nu!r}, macs={macs!r}, params={params!r}",
-            hint="macs=0.5 keeps half of the whole model's multiply-accumulates; nu is what the "
-            "dense network's complexity weighs against the loss",
-        )
-
-
-def _group_numbers(gated: GatedModule) -> Tensor:
-    sizes = torch.tensor([group.size for group in gated.groups])
-    return torch.arange(len(sizes)).repeat_interleave(sizes)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 __all__ = ["Market", "follow_budget"]
 
-_SHARPNESS = 4.0
 _TINY = 1e-30
 _LOWEST, _HIGHEST = -25.0, 15.0  # of log nu
 _HALVINGS = 40
@@ -42,6 +41,8 @@ class Market:
         Which thetas move.
     rate : float
         Longest step.
+    sharpness : float
+        See above.
     """
 
     theta: Tensor
@@ -49,11 +50,12 @@ class Market:
     prices: Tensor
     free: Tensor
     rate: float
+    sharpness: float = 4.0
 
     def step(self, nu: float) -> Tensor:
         """Return the step of every theta at a price, before projection."""
         pull = nu * self.prices
-        balance = _SHARPNESS * (self.effects + pull) / (self.effects.abs() + pull + _TINY)
+        balance = self.sharpness * (self.effects + pull) / (self.effects.abs() + pull + _TINY)
         return torch.where(self.free, -self.rate * balance.clamp(-1, 1), 0.0)
 
     def change(self, step: Tensor, slopes: Tensor) -> float:
@@ -96,6 +98,6 @@ def follow_budget(
     step = market.step(math.exp(_LOWEST) if nu is None else nu)
     falling = market.change(step.clamp_max(0), slopes)
     room = wanted - market.change(step.clamp_min(0), slopes)
-    if falling < room:
+    if falling < room and falling < 0:
         step = torch.where(step < 0, max(0.0, room / falling) * step, step)
     return step, nu

@@ -34,7 +34,6 @@ def resolve(
     worth: Tensor,
     resource: Literal["macs", "params"],
     target: float | None,
-    dense: int,
     round_to: int,
 ) -> Selection:
     """Set hard masks: those that meet the budget, or those nearest to the thetas.
@@ -47,8 +46,6 @@ def resolve(
         Decides between equal thetas.
     resource, target
         The budget; without a target there is none.
-    dense : int
-        What the dense network costs of the resource.
     round_to : int
         Widths stay multiples of this.
 
@@ -59,18 +56,27 @@ def resolve(
     """
     # In (0, 1): between two thetas that differ, theta alone decides.
     tie = 0.5 + 0.5 * worth / (worth.abs() + worth.abs().mean() + torch.finfo(worth.dtype).tiny)
-    scores = (thetas.value + 1e-3 * tie - 2 * thetas.removed + 2 * thetas.fixed).numpy()
+    scores = (thetas.value + 1e-3 * tie).numpy()
     if target is None:
         keep = _nearest(gated, thetas, scores, round_to)
-        cost = gated.cost_of(keep)
-        chosen = Selection.of(resource, None, getattr(cost, resource) / dense, keep, cost)
+        cost, dense = gated.cost_of(keep), gated.dense_cost
+        reached = getattr(cost, resource) / getattr(dense, resource)
+        chosen = Selection.of(resource, None, reached, keep, cost)
     else:
         macs, params = (target if resource == name else None for name in ("macs", "params"))
         chosen = solve(
-            gated.plan, gated.cost_of, scores, macs=macs, params=params, round_to=round_to
+            gated.plan,
+            gated.cost_of,
+            scores,
+            macs=macs,
+            params=params,
+            round_to=round_to,
+            dense=gated.dense_cost,
+            stay=thetas.fixed.numpy(),
+            leave=thetas.removed.numpy(),
         )
         if not chosen.met:
-            warnings.warn(str(chosen), BudgetWarning, stacklevel=4)
+            warnings.warn(str(chosen), BudgetWarning, stacklevel=5)
     set_masks(gated, chosen.keep)
     return chosen
 

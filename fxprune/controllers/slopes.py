@@ -81,6 +81,11 @@ class Slopes:
         closed = (closed * seen + _PRIOR * mean[self._groups]) / (seen + _PRIOR)
         return (closed + self._means[1]) / 2
 
+    @property
+    def helping(self) -> float:
+        """Share of the structures that seem to help."""
+        return float((self.effects() < 0).double().mean())
+
     def take(self, kept: Tensor, groups: Tensor) -> None:
         """Forget all but some units; `groups` numbers the groups of these."""
         self._groups = groups

@@ -189,14 +189,14 @@ def test_the_final_phase_trains_what_the_compact_net_computes() -> None:
 
 
 def test_finishing_early_points_at_the_caller() -> None:
-    loop = AwareLoop("linear").run(until=STEPS // 2)
-    with pytest.warns(EarlyFinishWarning, match="finished after 30 of 60 steps") as caught:
+    loop = AwareLoop("linear").run(until=STEPS // 6)
+    with pytest.warns(EarlyFinishWarning, match="finished after 10 of 60 steps") as caught:
         loop.aware.finish()
     assert caught[0].filename == __file__
     assert loop.aware.finish().met
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("steps", [2, 3, 5])
 def test_the_shortest_runs_meet_their_budget_too(steps: int) -> None:
     loop = AwareLoop("linear", steps=steps, macs=0.3).run()
     assert loop.aware.finish().met

@@ -1,0 +1,68 @@
+"""When thetas move: from where the slopes tell something, for a share of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Phase", "Timing"]
+
+Phase = Literal["warm-up", "search", "final"]
+
+_EARLIEST, _LATEST = 0.1, 0.35
+"""Shares of the run between which the search begins."""
+
+_INFORMED = 0.7
+"""Share of the structures that must seem to help for it to begin before the latest moment: before a
+net has begun to learn, slopes are noise, and half of them do."""
+
+_SEARCH = 0.25
+"""Share of the run that the search takes."""
+
+_PACE = 0.8
+"""Share of the search that the budget takes to fall, geometrically, to what was asked, and the
+price to rise to what was given."""
+
+
+@dataclass(slots=True)
+class Timing:
+    """The phases of a run.
+
+    Attributes
+    ----------
+    steps : int
+        Weight steps of the whole run.
+    began : int or None
+        The number of steps after which the search began, once it has.
+    """
+
+    steps: int
+    began: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Weight steps of the search."""
+        return max(1, round(_SEARCH * self.steps))
+
+    def phase(self, step: int) -> Phase:
+        """Return the phase after so many weight steps."""
+        if self.began is None:
+            return "warm-up"
+        return "final" if step - self.began >= self.length else "search"
+
+    def may_begin(self, step: int, helping: float) -> bool:
+        """Return whether thetas may move from the next step on.
+
+        Parameters
+        ----------
+        step : int
+            Weight steps done.
+        helping : float
+            Share of the structures that seem to help.
+        """
+        share = step / self.steps
+        return share >= _LATEST or (share >= _EARLIEST and helping >= _INFORMED)
+
+    def gone(self, step: int) -> float:
+        """Return how far budget or price should have come; 1 and more: they have arrived."""
+        return 0.0 if self.began is None else (step - self.began) / self.length / _PACE
