@@ -78,15 +78,14 @@ class Thetas:
         between = int(((own > _SETTLED) & (own < 1 - _SETTLED)).sum())
         return 1.0 - between / max(1, len(own) + self._cut)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Return one sample of all gates, bool, shape (n_units,).
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Return one sample of all gates, bool, shape (n_units,), from as many uniform numbers.
 
         Open gates are closed with a probability of `EXPLORE` at least. A group that may not be
         closed keeps the gate with the highest theta open.
         """
         chance = self.value.clamp_max(1 - EXPLORE)
         chance = torch.where(self.fixed, 1.0, torch.where(self.removed, 0.0, chance))
-        uniform = torch.rand(len(chance), generator=generator, dtype=torch.float64)
         sample = uniform < chance
         for block in self._blocks:
             if block.least and not bool(sample[block.at].any()):

@@ -187,7 +187,10 @@ class ComplexityAware:
         return self._aim.nu if self._search.nu is None else self._search.nu
 
     def thetas(self) -> Tensor:
-        """Return every theta, float64, shape (n_units,) of the original model."""
+        """Return every theta, float64, shape (n_units,) of the original model.
+
+        Once masks are fixed, these: 0 or 1.
+        """
         found = torch.zeros(self._arguments["units"], dtype=torch.float64)
         found[self._search.units] = self._search.thetas.value
         return found
@@ -256,11 +259,13 @@ class ComplexityAware:
 
     def _draw(self) -> None:
         """Draw the gates of the next weight step."""
-        self._use(self._search.thetas.draw(self._generator))
+        self._use(self._search.draw(self._generator))
 
     def _use(self, sample: Tensor) -> None:
         self._sample = sample
-        self._gated.sampled_gates = sample.to(self._device, torch.float32).requires_grad_()
+        like = next(self._gated.parameters())
+        dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+        self._gated.sampled_gates = sample.to(like.device, dtype).requires_grad_()
 
     def _slopes(self) -> Tensor:
         """Return the slopes by the gates that the weight step left, the same on all ranks."""
@@ -312,7 +317,7 @@ class ComplexityAware:
             "settings": dict(self._arguments),
             "search": self._search.state_dict(),
             "generator": self._generator.get_state(),
-            "sample": self._sample.clone(),
+            "sample": None if self.selection is not None else self._sample.clone(),
             "steps_done": self.steps_done,
             "began": self._timing.began,
             "expected": self._expected,
@@ -348,14 +353,12 @@ class ComplexityAware:
         self._timing.began = None if state["began"] is None else int(state["began"])
         self._expected = float(state["expected"])
         self._settled = None if state["settled"] is None else float(state["settled"])
-        sample = torch.zeros(len(state["sample"]), dtype=torch.bool).copy_(state["sample"])
         keep = state["keep"]
         if keep is None:
             self.selection = None
             set_masks(self._gated, (~self._search.thetas.removed).numpy())
-            self._use(sample)
+            self._use(torch.zeros(here, dtype=torch.bool).copy_(state["sample"]))
         else:
-            self._sample = sample
             self._gated.sampled_gates = None
             self.selection = self._selection(torch.as_tensor(keep).numpy())
 

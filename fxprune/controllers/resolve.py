@@ -55,7 +55,8 @@ def resolve(
         If nothing within 1 % of the budget was found.
     """
     # In (0, 1): between two thetas that differ, theta alone decides.
-    tie = 0.5 + 0.5 * worth / (worth.abs() + worth.abs().mean() + torch.finfo(worth.dtype).tiny)
+    usual = worth[~thetas.removed].abs().mean() + torch.finfo(worth.dtype).tiny
+    tie = 0.5 + 0.5 * worth / (worth.abs() + usual)
     scores = (thetas.value + 1e-3 * tie).numpy()
     if target is None:
         keep = _nearest(gated, thetas, scores, round_to)

@@ -112,13 +112,23 @@ class Search:
     def __init__(self, gated: GatedModule, term: Complexity, aim: Aim, round_to: int) -> None:
         self._gated, self._term, self._aim, self._round_to = gated, term, aim, round_to
         self.nu: float | None = None
-        self.units = torch.arange(gated.plan.n_units)
+        self._whole = gated.plan.n_units
+        self.units = torch.arange(self._whole)
         self._begin()
 
     def _begin(self) -> None:
         """Begin anew with the units that there are."""
         self.thetas = Thetas(blocks_of(self._gated, self._round_to), self._term.weights() == 0)
         self._slopes = Slopes(_group_numbers(self._gated))
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return one sample of all gates, bool, shape (n_units,).
+
+        As many numbers are drawn as there were units, so that a model that has shrunk gets the
+        gates that it would have got.
+        """
+        uniform = torch.rand(self._whole, generator=generator, dtype=torch.float64)
+        return self.thetas.draw(uniform[self.units])
 
     @property
     def helping(self) -> float:
@@ -144,7 +154,7 @@ class Search:
         float
             The expected share of the resource afterwards.
         """
-        effects, prices = self._slopes.effects(), self._term.at(self.thetas.value)
+        effects, prices = self._effects(), self._term.at(self.thetas.value)
         market = Market(
             self.thetas.value,
             effects,
@@ -166,10 +176,21 @@ class Search:
         return after
 
     def resolve(self) -> Selection:
-        """Set hard masks, see `fxprune.controllers.resolve.resolve`."""
-        worth = -self._slopes.effects()
+        """Set hard masks, see `fxprune.controllers.resolve.resolve`; thetas are these then."""
         aim = self._aim
-        return resolve(self._gated, self.thetas, worth, aim.resource, aim.target, self._round_to)
+        chosen = resolve(
+            self._gated,
+            self.thetas,
+            -self._effects(),
+            aim.resource,
+            aim.target,
+            self._round_to,
+        )
+        self.thetas.value = torch.from_numpy(chosen.keep).double()
+        return chosen
+
+    def _effects(self) -> Tensor:
+        return self._slopes.effects(~self.thetas.removed)
 
     def take(self, kept: Tensor) -> None:
         """Go on with some of the units, by their numbers until now; the model has these only."""

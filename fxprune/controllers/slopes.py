@@ -68,12 +68,15 @@ class Slopes:
             self._seen[end] = torch.where(hit, seen, self._seen[end])
             self._means[end] = torch.where(hit, moved, self._means[end])
 
-    def effects(self) -> Tensor:
+    def effects(self, alive: Tensor | None = None) -> Tensor:
         """Return how much the loss changes by each structure, shape (n_units,); below 0 it helps.
 
-        Closed gates are rare: until there are enough samples of a unit, its group's mean counts.
+        Closed gates are rare: until there are enough samples of a unit, its group's mean counts,
+        that of the units which are `alive`, a bool Tensor, if it is given.
         """
         closed, seen = self._means[0], self._seen[0]
+        if alive is not None:
+            seen = torch.where(alive, seen, 0.0)
         n = int(self._groups[-1]) + 1 if len(self._groups) else 0
         zeros = closed.new_zeros(n)
         total = zeros.index_add(0, self._groups, closed * seen)

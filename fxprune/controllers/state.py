@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -57,7 +58,8 @@ def take_over(
         restore(before)
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        restore(before)
+        with contextlib.suppress(LoadError):  # the model may have shrunk since
+            restore(before)
         raise LoadError(
             f"This state of {article} {kind} is damaged.",
             seen=f"{type(error).__name__}: {error}",

@@ -29,6 +29,8 @@ class AwareLoop:
         Parts in which the gradient of a batch is computed.
     wrap : callable, optional
         Makes of the gated model what forwards are taken with.
+    dtype : torch.dtype
+        Of the model.
     gate : dict, optional
         Further arguments of `auto_gate`.
     **arguments
@@ -42,12 +44,14 @@ class AwareLoop:
         optimizer: str = "sgd",
         accumulate: int = 1,
         wrap: Callable[[Any], Any] | None = None,
+        dtype: torch.dtype = torch.float32,
         gate: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         torch.manual_seed(0)  # dropout
         self.accumulate = accumulate
-        self.gated = auto_gate(build(kind), batch(0)[0], **(gate or {})).train()
+        self.dtype = dtype
+        self.gated = auto_gate(build(kind).to(dtype), batch(0)[0].to(dtype), **(gate or {})).train()
         self.model = self.gated if wrap is None else wrap(self.gated)
         self.optimizer = OPTIMIZERS[optimizer](self.gated.parameters())
         if not arguments.keys() & {"nu", "macs", "params"}:
@@ -56,7 +60,7 @@ class AwareLoop:
         self.losses: list[float] = []
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        outputs = self.model(x)
+        outputs = self.model(x.to(self.dtype))
         main, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
         return sum((0.3 * F.cross_entropy(o, y) for o in rest), F.cross_entropy(main, y))
 

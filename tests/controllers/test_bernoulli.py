@@ -26,7 +26,13 @@ def test_samples_follow_theta_and_explore() -> None:
     found = thetas()
     found.move(step(0, -0.5, -0.9, -0.2, 0, 0), WORTH)
     generator = torch.Generator().manual_seed(0)
-    mean = torch.stack([found.draw(generator) for _ in range(4000)]).double().mean(0)
+    mean = (
+        torch.stack(
+            [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(4000)]
+        )
+        .double()
+        .mean(0)
+    )
     expected = found.value.clamp_max(1 - EXPLORE)
     assert (mean - expected).abs().max() < 0.03
 
@@ -37,7 +43,9 @@ def test_fixed_gates_are_never_closed_and_removed_ones_never_open() -> None:
     assert found.value.tolist() == [1, 0, 1, 1, 1, 1]
     assert found.free.tolist() == [False, False, True, True, True, True]
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([found.draw(generator) for _ in range(300)])
+    drawn = torch.stack(
+        [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(300)]
+    )
     assert drawn[:, 0].all()
     assert not drawn[:, 1].any()
     found.move(torch.ones(6).double(), WORTH)
@@ -49,7 +57,9 @@ def test_a_sample_never_closes_a_whole_group_unless_it_is_a_branch() -> None:
     found = thetas(5, blocks)
     found.move(step(-0.9, -0.95, -0.99, -0.9, -0.9), WORTH[:5])
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([found.draw(generator) for _ in range(500)])
+    drawn = torch.stack(
+        [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(500)]
+    )
     assert drawn[:, :2].any(1).all()
     assert drawn[:, 2:4].any(1).all()
     assert not drawn[:, 4].all()

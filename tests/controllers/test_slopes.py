@@ -127,6 +127,15 @@ def test_rare_ends_borrow_from_their_group() -> None:
     )
 
 
+def test_of_the_group_only_those_alive_count() -> None:
+    found = Slopes(torch.tensor([0, 0, 0]))
+    slopes = torch.tensor([-3.0, 5.0, 0.0], dtype=torch.float64)
+    found.add(slopes, torch.tensor([False, False, True]), torch.ones(3).bool())
+    alive = torch.tensor([True, False, True])
+    assert found.effects(alive)[2] == pytest.approx(-1.5)
+    assert found.effects()[2] == pytest.approx(0.5)
+
+
 def test_what_does_not_count_changes_nothing() -> None:
     found = Slopes(torch.tensor([0, 0]))
     found.add(torch.ones(2).double(), torch.tensor([True, False]), torch.tensor([True, False]))
