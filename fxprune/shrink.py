@@ -280,7 +280,6 @@ class Change:
         gates.sampled = _taken(gates.sampled, self._units)
         value.data = made._buffers["value"]  # type: ignore[assignment]
         gates.is_open = True
-        gates.sampled = None  # of the larger model
         self._live._modules.pop(NUMBERS, None)
         if NUMBERS in self._draft._modules:
             self._live.add_module(NUMBERS, self._draft.get_submodule(NUMBERS))
