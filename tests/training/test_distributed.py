@@ -52,7 +52,9 @@ def test_both_ranks_end_with_equal_masks_and_weights(found) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     masks = [mask for name, mask in first.items() if name.startswith("mask")]
     assert 0 < sum(map(len, masks)) < 56
-    assert all(bool(mask.all()) for mask in masks), "both cut out what is closed, in their last half"
+    assert all(bool(mask.all()) for mask in masks), (
+        "both cut out what is closed, in their last half"
+    )
     assert found[0]["figures"]["compact"] == found[1]["figures"]["compact"]
 
 
