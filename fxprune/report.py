@@ -212,7 +212,8 @@ def report(
     ----------
     before, after : nn.Module or GatedModule
         The models; neither is changed. A gated `before` counts with all its gates open, a gated
-        `after` as what its masks keep.
+        `after` as what its masks keep. One that was shrunk counts as it is now: to compare with the
+        whole, pass the original model.
     example_inputs : Tensor, tuple, list or dict
         Inputs for both; their batch is the one measured.
     latency : bool

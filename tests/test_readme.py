@@ -38,6 +38,15 @@ def test_training_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(names["compact"], torch.fx.GraphModule)
 
 
+def test_shrinking_example(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (shrinking,) = (block for block in blocks if "shrink_(" in block)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng():
+        exec(compile(blocks[1] + shrinking, str(README), "exec"), names)
+    assert re.search(r"^\d+ units of \d+ groups removed: \d+ param", capsys.readouterr().out, re.M)
+
+
 @pytest.mark.parametrize("command", ["make demo", "make test"])
 def test_the_two_commands_exist(command: str) -> None:
     assert command in README.read_text()
