@@ -28,6 +28,9 @@ def train(args: argparse.Namespace) -> Answer | None:
     settings = TrainSettings(
         macs=args.macs,
         params=args.params,
+        nu=args.nu,
+        alpha=args.alpha,
+        beta=args.beta,
         epochs=args.epochs,
         method=args.method,
         every=args.every,
@@ -70,8 +73,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--macs", type=float, help="share of the model's MACs to keep, 0 to 1")
     budget.add_argument("--params", type=float, help="share of its parameters to keep, 0 to 1")
+    budget.add_argument("--nu", type=float, help="with complexity: price of the whole complexity")
+    add("--alpha", type=float, help="with complexity: share of MACs in it, else parameters")
+    add("--beta", type=float, help="with complexity: 0 removes units only, 1 layers only (0.5)")
     add("--epochs", type=int, required=True, metavar="N", help="passes over the training data")
     add("--method", default="ato", choices=tuple(METHODS), help="the controller (ato)")
+    parser.set_defaults(branches=None)  # the method decides
     add("--every", type=int, metavar="N", help="steps per step of the controller (by run length)")
     add("--held-back", type=float, default=0.05, help="share of data for the controller (0.05)")
     add("--round-to", type=int, default=1, metavar="N", help="keep widths multiples of N (1)")

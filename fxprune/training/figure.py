@@ -16,7 +16,7 @@ _COLOURS = {"dense": "#8c959f"}
 _OTHER = "#0969da"
 
 
-def plot_log(rows: Sequence[Row], resource: str, target: float, path: Path) -> Path:
+def plot_log(rows: Sequence[Row], resource: str, target: float | None, path: Path) -> Path:
     """Draw loss, training accuracy and what the masks keep over the steps.
 
     Parameters
@@ -25,8 +25,8 @@ def plot_log(rows: Sequence[Row], resource: str, target: float, path: Path) -> P
         At least one.
     resource : str
         ``"macs"`` or ``"params"``.
-    target : float
-        Share of it asked for; a dashed line.
+    target : float or None
+        Share of it asked for, if any was; a dashed line.
     path : Path
         The file, ending in ``.png``.
 
@@ -49,7 +49,8 @@ def plot_log(rows: Sequence[Row], resource: str, target: float, path: Path) -> P
         loss.plot(steps, [row.loss for row in own], **style)
         accuracy.plot(steps, [100 * row.accuracy for row in own], **style)
         kept.plot(steps, [100 * row.expected for row in own], **style)
-    kept.axhline(100 * target, color="#cf222e", linestyle="--", label="target")
+    if target is not None:
+        kept.axhline(100 * target, color="#cf222e", linestyle="--", label="target")
     loss.set_yscale("log")
     for axes, title in (
         (loss, "task loss"),

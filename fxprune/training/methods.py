@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxprune.budget import Selection
-from fxprune.controllers import AutoTrainOnce
+from fxprune.controllers import AutoTrainOnce, ComplexityAware
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
 from fxprune.training.settings import TrainSettings
 
-__all__ = ["METHODS", "Builder", "Controller", "build_controller"]
+__all__ = ["METHODS", "NEED_HELD_BACK", "Builder", "Controller", "build_controller"]
 
 
 class Controller(Protocol):
@@ -65,8 +65,28 @@ def _auto_train_once(
     )
 
 
-METHODS: dict[str, Builder] = {"ato": _auto_train_once}
+def _complexity_aware(
+    gated: GatedModule, optimizer: Optimizer, steps: int, settings: TrainSettings
+) -> Controller:
+    return ComplexityAware(
+        gated,
+        optimizer,
+        steps=steps,
+        nu=settings.nu,
+        macs=settings.macs,
+        params=settings.params,
+        alpha=settings.alpha,
+        beta=0.5 if settings.beta is None else settings.beta,
+        shrink=settings.shrink,
+        seed=settings.seed,
+    )
+
+
+METHODS: dict[str, Builder] = {"ato": _auto_train_once, "complexity": _complexity_aware}
 """Builders by the names that settings and the command line use."""
+
+NEED_HELD_BACK = frozenset({"ato"})
+"""Methods that learn from data which the weights do not see."""
 
 
 def build_controller(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ class TrainingResult:
         Of the network before pruning and after.
     selection : Selection
         What was asked of the masks and what they reach.
+    settled : float or None
+        Share of the structures that had been decided when masks were fixed; None where the method
+        decides on all at once.
+    nu : float or None
+        What the dense network's complexity weighed against the loss in the end, where the method
+        has such a price.
     verification : Verification
         Agreement of the gated with the compact network on test data.
     epochs : int
@@ -79,6 +86,8 @@ class TrainingResult:
     dense: NetworkFigures
     compact: NetworkFigures
     selection: Selection
+    settled: float | None
+    nu: float | None
     verification: Verification
     epochs: int
     seconds: float
@@ -113,6 +122,7 @@ class TrainingResult:
         errors = [one.onnx_error for one in trained if one.onnx_error is not None]
         return (
             f"Budget: {self.selection}",
+            *self._found(),
             "The compact model computes what the gated one computes: largest difference "
             f"{self.verification.max_abs_error:.1e}, {self.verification.max_rel_error:.1e} of the "
             "largest output",
@@ -121,6 +131,20 @@ class TrainingResult:
             f"torch and onnxruntime put {differing} of {total} test images into different classes",
         )
 
+    def _found(self) -> tuple[str, ...]:
+        if self.settled is None:
+            return ()
+        price = "" if self.nu is None else f"; the price was nu = {self.nu:.3g}"
+        return (f"Decided before masks were fixed: {percent(self.settled)} of the units{price}",)
+
+    def epoch_seconds(self) -> tuple[float, ...]:
+        """Return how long each epoch of the pruned network took, as far as the log tells."""
+        name = self.rows[-1].stage if self.rows else ""
+        before = [row.seconds for row in self.rows if row.stage != name]
+        ends = {row.epoch: row.seconds for row in self.rows if row.stage == name}
+        marks = [before[-1] if before else 0.0, *ends.values()]
+        return tuple(end - start for start, end in itertools.pairwise(marks))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values.
 
@@ -128,15 +152,19 @@ class TrainingResult:
         -------
         dict
             JSON-serialisable: ``dense`` and ``compact`` (``macs``, ``params``, ``accuracy`` in
-            onnxruntime, None if not trained), ``target`` (the share by its resource),
-            ``max_abs_error`` (gated against compact), ``seconds`` and ``onnx`` (a path).
+            onnxruntime, None if not trained), ``target`` (the share by its resource, None where
+            a price decided), ``settled``, ``nu``, ``max_abs_error`` (gated against compact),
+            ``seconds``, ``epoch_seconds`` (of the pruned network) and ``onnx`` (a path).
         """
         return {
             "dense": self.dense.to_dict(),
             "compact": self.compact.to_dict(),
             "target": {self.selection.resource: self.selection.target},
+            "settled": self.settled,
+            "nu": self.nu,
             "max_abs_error": self.verification.max_abs_error,
             "seconds": self.seconds,
+            "epoch_seconds": [round(seconds, 3) for seconds in self.epoch_seconds()],
             "onnx": str(self.compact.onnx),
         }
 

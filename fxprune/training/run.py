@@ -24,6 +24,7 @@ from fxprune.training.conclude import COMPACT, DENSE, SAVED, conclude, draw
 from fxprune.training.distributed import Ranks, joined
 from fxprune.training.fingerprint import fingerprint
 from fxprune.training.log import Log, Row
+from fxprune.training.methods import NEED_HELD_BACK
 from fxprune.training.result import TrainingResult
 from fxprune.training.settings import TrainSettings
 from fxprune.training.sources import Datasets, Sources, check_classes, open_sources
@@ -132,11 +133,13 @@ class _Run:
         self._sources = open_sources(data, settings.seed, settings.workers)
         self._gated, self._dense = _networks(model, self._sources, settings, ranks)
         n = len(self._sources.train)
-        rows, held = split_rows(n, settings.held_back, settings.seed)
+        rows, held = torch.arange(n), None
+        if settings.method in NEED_HELD_BACK:
+            rows, held = split_rows(n, settings.held_back, settings.seed)
         feeds = {settings.method: Feed.of(self._sources.train, rows, held, settings, ranks.world)}
         networks: dict[str, nn.Module] = {settings.method: self._gated}
         if settings.dense:
-            # The dense network has no use for held-back samples: it trains on all of them.
+            # The dense network has no use for held-back samples either: it trains on all of them.
             every = Feed.of(self._sources.train, torch.arange(n), None, settings, ranks.world)
             feeds = {DENSE_STAGE: every, **feeds}
             networks[DENSE_STAGE] = self._dense
@@ -183,6 +186,8 @@ class _Run:
             dense=found.dense,
             compact=found.compact,
             selection=selection,
+            settled=getattr(controller, "settled", None),
+            nu=getattr(controller, "nu", None),
             verification=found.verification,
             epochs=self._settings.epochs,
             seconds=self._clock.seconds,
@@ -248,7 +253,7 @@ def _networks(
         ignore=settings.ignore,
         round_to=settings.round_to,
         attention=settings.attention,
-        branches=settings.branches,
+        branches=settings.with_branches,
     ).to(ranks.device)
     check_classes(gated, sources.example.to(ranks.device), sources.n_classes)
     dense = copy.deepcopy(model).to(ranks.device)

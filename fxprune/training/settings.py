@@ -27,7 +27,12 @@ class TrainSettings:
     Attributes
     ----------
     macs, params : float in (0, 1]
-        Share of the *whole* dense model to keep; give one of the two.
+        Share of the *whole* dense model to keep; give one of these, or `nu`.
+    nu : float, optional
+        For the method "complexity", in place of a share: what the dense network's complexity weighs
+        against the loss.
+    alpha, beta : float in [0, 1], optional
+        For the method "complexity", see `fxprune.controllers.ComplexityAware`.
     epochs : int
         Passes over the training data, for each of the networks trained.
     method : str
@@ -37,15 +42,16 @@ class TrainSettings:
     controller_lr : float, optional
         Learning rate of the controller; it decides by default.
     held_back : float in (0, 0.5]
-        Share of the training data that only the controller sees.
+        Share of the training data that only the controller sees; "complexity" needs none.
     round_to : int
         Kept widths are multiples of this.
     ignore : tuple
         What keeps its width, as for `fxprune.auto_gate`.
     attention : {"head", "head_dim", "both", "off"}
         What of attention to prune, as for `fxprune.auto_gate`.
-    branches : bool
-        Whether to prune branches as well, as for `fxprune.auto_gate`.
+    branches : bool, optional
+        Whether to prune branches as well, as for `fxprune.auto_gate`; by default with the method
+        "complexity" only, unless `beta` is 0.
     shrink : bool
         Cut closed units out of the network as soon as they are settled, so that the rest of the run
         takes less time; it computes the same, but for what random layers draw.
@@ -93,6 +99,9 @@ class TrainSettings:
 
     macs: float | None = None
     params: float | None = None
+    nu: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
     epochs: int
     method: str = "ato"
     every: int | None = None
@@ -101,7 +110,7 @@ class TrainSettings:
     round_to: int = 1
     ignore: tuple[Ignore, ...] = ()
     attention: Attention = "both"
-    branches: bool = False
+    branches: bool | None = None
     shrink: bool = True
     dense: bool = True
     batch_size: int = 64
@@ -124,12 +133,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without model and data."""
-        if (self.macs is None) == (self.params is None):
-            raise ConfigError(
-                "Give exactly one of 'macs' and 'params'.",
-                seen=f"macs={self.macs!r}, params={self.params!r}",
-                hint="macs=0.5 keeps half of the whole model's multiply-accumulates",
-            )
+        self._check_aim()
         for name in ("epochs", "batch_size", "accumulate"):
             check_count(name, getattr(self, name))
         for name in ("seed", "workers"):
@@ -149,17 +153,45 @@ class TrainSettings:
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), above=0)
         for name in ("branches", "shrink", "dense", "amp", "nesterov"):
-            if not isinstance(getattr(self, name), bool):
+            given = getattr(self, name)
+            if not isinstance(given, bool) and not (name == "branches" and given is None):
                 raise ConfigError(
                     f"The '{name}' argument must be a bool.", seen=repr(getattr(self, name))
                 )
 
+    def _check_aim(self) -> None:
+        """Check what is asked for, and that the method knows it."""
+        own = {"nu": self.nu, "alpha": self.alpha, "beta": self.beta}
+        given = [name for name, value in own.items() if value is not None]
+        if given and self.method != "complexity":
+            raise ConfigError(
+                f"The '{given[0]}' argument is for the method 'complexity'.",
+                seen=f"method={self.method!r}",
+            )
+        if sum(value is not None for value in (self.macs, self.params, self.nu)) != 1:
+            also = ", or 'nu'" if self.method == "complexity" else ""
+            raise ConfigError(
+                f"Give exactly one of 'macs' and 'params'{also}.",
+                seen=f"macs={self.macs!r}, params={self.params!r}"
+                + (f", nu={self.nu!r}" if also else ""),
+                hint="macs=0.5 keeps half of the whole model's multiply-accumulates",
+            )
+
     @property
-    def target(self) -> tuple[Literal["macs", "params"], float]:
-        """The resource and the share of it to keep."""
-        if self.macs is not None:
-            return "macs", self.macs
-        return "params", self.params if self.params is not None else math.nan
+    def target(self) -> tuple[Literal["macs", "params"], float | None]:
+        """The resource, and the share of it to keep; None where a price decides."""
+        if self.params is not None:
+            return "params", self.params
+        if self.nu is not None and self.alpha is not None and self.alpha < 0.5:
+            return "params", None
+        return "macs", self.macs
+
+    @property
+    def with_branches(self) -> bool:
+        """Whether branches are pruned as well."""
+        if self.branches is None:
+            return self.method == "complexity" and self.beta != 0
+        return self.branches
 
     @property
     def rate(self) -> float:
