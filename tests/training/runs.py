@@ -28,7 +28,10 @@ from fxprune.training.run import _Run
 
 N_CLASSES = 4
 SETTINGS = TrainSettings(macs=0.5, epochs=6, batch_size=16, device="cpu")
-RANKS_SETTINGS = dataclasses.replace(SETTINGS, dense=False, accumulate=2)
+RANKS_SETTINGS = {
+    method: dataclasses.replace(SETTINGS, dense=False, accumulate=2, method=method)
+    for method in ("ato", "complexity")
+}
 # 200 samples make 12 steps an epoch; 190, without those held back, 11.
 
 # A server that imported torch once forks the children of all tests.
@@ -52,6 +55,30 @@ def net(norm: bool = True) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(32, N_CLASSES),
         )
+
+
+class Residual(nn.Module):
+    """A block that can be removed, and its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(24, 24, 3, padding=1)
+        self.two = nn.Conv2d(24, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.two(self.one(x).relu())).relu()
+
+
+def branched() -> nn.Sequential:
+    """Return `net` without norms and with a branch, always with the same weights."""
+    model = net(norm=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model[1] = Residual()
+    return model
+
+
+RANKS_NETS = {"ato": lambda: net(norm=False), "complexity": branched}
 
 
 def data(n: int = 200, m: int = 40, seed: int = 0) -> ImageData:
@@ -142,7 +169,7 @@ def _die_while_writing(number: int, moment: str) -> None:
     Path.replace = fatal_replace  # type: ignore[method-assign, assignment]
 
 
-def rank_child(rank: int, world: int, ports: tuple[int, int], out: Path) -> None:
+def rank_child(rank: int, world: int, ports: tuple[int, int], out: Path, method: str) -> None:
     """Train as torchrun would have one of several processes do it, in two sittings.
 
     Each has a port of its own: on the same one, a fast rank could find the group of the first.
@@ -155,18 +182,18 @@ def rank_child(rank: int, world: int, ports: tuple[int, int], out: Path) -> None
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(ports[0]),
     )
-    model = net(norm=False)
+    model, settings = RANKS_NETS[method](), RANKS_SETTINGS[method]
     if rank:  # the first rank's weights count
         nn.init.zeros_(model[0].weight)
     write = Checkpoints.write
     Checkpoints.write = _refuse_write
     try:
-        train(model, data(), RANKS_SETTINGS, out)
+        train(model, data(), settings, out)
     except ConfigError as error:
         refused = str(error)
     Checkpoints.write = write
     os.environ["MASTER_PORT"] = str(ports[1])
-    result = train(model, data(), RANKS_SETTINGS, out, resume=True)
+    result = train(model, data(), settings, out, resume=True)
     left = {"ends": ends(result), "figures": result.to_dict(), "refused": refused}
     torch.save(left, out / f"rank{rank}.pt")
 
