@@ -49,6 +49,12 @@ class Limited(Net):
         return y * 2 if min(y.shape[2:]) < 20 else y
 
 
+class AsksForLength(Net):
+    def between(self, y: Tensor) -> Tensor:
+        token = y.mean(dim=(0, 2, 3), keepdim=True) if len(y.shape) == 3 else y[:1, :, :1, :1] * 0
+        return y + token.expand(len(y), -1, -1, -1)
+
+
 class ManyConstants(Net):
     def between(self, y: Tensor) -> Tensor:
         for _ in range(3):
@@ -168,6 +174,7 @@ def captured(kind: type[nn.Module], example: Any = None) -> tuple[nn.Module, Gat
     [
         (Net, SHAPES),
         (Cut, SHAPES),
+        (AsksForLength, SHAPES),
         (Limited, SHAPES),
         (ManyConstants, SHAPES),
         (Quiet, SHAPES),

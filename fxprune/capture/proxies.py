@@ -2,7 +2,8 @@
 
 ``isinstance(x, Tensor)``, ``type(x)``, ``torch.is_tensor(x)`` and ``hasattr(x, "name")`` are
 answered as for the value itself; the first two by other functions of these names where the model's
-code is, because a class that only says it is a Tensor would be believed by torch's C++ as well.
+code is, because a class that only says it is a Tensor would be believed by torch's C++ as well. So
+is ``len(x)``, which Python itself would turn into the batch size of the example.
 Questions that are asked elsewhere are answered wrong: for their sake the graph is compared with the
 model, see `agreement`.
 """
@@ -78,4 +79,8 @@ class _Type(metaclass=_MetaType):
     """Stands for `type`, as a function and in ``isinstance(kind, type)``."""
 
 
-_ANSWERS = {"isinstance": _isinstance, "type": _Type}
+def _len(obj: Any) -> Any:
+    return obj.seen_length() if hasattr(type(obj), "seen_length") else len(obj)
+
+
+_ANSWERS = {"isinstance": _isinstance, "type": _Type, "len": _len}

@@ -155,6 +155,10 @@ class ShapedProxy(fx.Proxy):
         sizes.look = lambda d: self.tracer.note_number("size", (self, d))
         return sizes
 
+    def seen_length(self) -> Any:
+        """Return what ``len`` answers; of a tensor a traced number, as it may be the batch's."""
+        return self._size(0) if isinstance(self.twin[0], Tensor) else len(self)
+
     def __len__(self) -> int:
         if isinstance(self.twin[0], Tensor):
             return int(self._size(0))
