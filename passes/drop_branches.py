@@ -5,8 +5,9 @@ For a sum ``s = a + b`` whose operand ``a`` is a removed branch::
     reader(s)    becomes    reader(b)
 
 which is what the gated sum is, ``0 + b``; then everything goes that was needed for ``a`` only.
-Where ``s`` or ``b`` is written in place later while the other is still read, ``clone(b)`` stands in
-for ``s``: a sum is a tensor of its own, ``b`` is not.
+Where ``s`` or ``b`` is written in place later, ``clone(b)`` stands in for ``s``: a sum is a tensor
+of its own, ``b`` is not. It may be read again; where nothing in the graph reads it, autograd may: a
+ReLU in place keeps its result for the backward pass.
 """
 
 from __future__ import annotations
@@ -153,27 +154,22 @@ class _Memory:
     def _clash(
         self, one: int | str, other: int | str, clone: fx.Node, returned: bool = False
     ) -> bool:
-        """Return whether `one` is written after the clone, and `other` read after that.
+        """Return whether `one` may be written after the clone, and `other` read after that.
 
-        The caller may write to what it gets, and expects what it gave to stay as it was.
+        Autograd may read whatever there is. The caller may write to what it gets, and expects what
+        it gave to stay as it was.
         """
-        writes = [
-            self._order[node]
+        if any(
+            one in places and node is not clone and self._order[node] > self._order[clone]
             for node, places in self._writes.items()
-            if one in places and node is not clone and self._order[node] > self._order[clone]
-        ]
+        ):
+            return True
         holders = [node for node, place in self._place.items() if place == one]
-        if returned and any(user.op == "output" for node in holders for user in node.users):
-            writes.append(len(self._order))
-        if not writes:
+        if not (returned and any(user.op == "output" for node in holders for user in node.users)):
             return False
         return any(
             node.op in ("placeholder", "get_attr")
-            or any(
-                self._order[user] >= min(writes) or user.op == "output"
-                for user in node.users
-                if user is not clone
-            )
+            or any(user.op == "output" for user in node.users if user is not clone)
             for node, place in self._place.items()
             if place == other
         )

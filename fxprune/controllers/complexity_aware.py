@@ -216,9 +216,10 @@ class ComplexityAware:
             return
         slopes = self._slopes()
         self.steps_done += 1
-        if bool(torch.isfinite(slopes).all()):
+        finite = bool(torch.isfinite(slopes).all())
+        if finite and self._timing.measures(self.steps_done):
             self._search.measure(slopes, self._sample)
-        else:
+        if not finite:
             _log.warning("step %d: the loss is not finite; skipped", self.steps_done)
         timing = self._timing
         if timing.began is not None:

@@ -24,6 +24,11 @@ _PACE = 0.8
 price to rise to what was given."""
 
 
+_STILL = 0.9
+"""Share of the search after which what is known of the structures stands still, so that thetas
+which noise drives to and fro end at 0 or 1: what is left is enough for one to cross."""
+
+
 @dataclass(slots=True)
 class Timing:
     """The phases of a run.
@@ -62,6 +67,10 @@ class Timing:
         """
         share = step / self.steps
         return share >= _LATEST or (share >= _EARLIEST and helping >= _INFORMED)
+
+    def measures(self, step: int) -> bool:
+        """Return whether the slopes of this step still count."""
+        return self.began is None or step - self.began <= _STILL * self.length
 
     def gone(self, step: int) -> float:
         """Return how far budget or price should have come; 1 and more: they have arrived."""

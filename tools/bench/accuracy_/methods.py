@@ -100,6 +100,39 @@ def ato(
     return gated.compact(), {"held_share": held_share, "every": controller.every} | overrides
 
 
+def complexity(setup: Setup, **overrides: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Train once with complexity-aware training, units and layers; nothing is fine-tuned.
+
+    Parameters
+    ----------
+    setup : Setup
+    **overrides
+        Further arguments of `fxprune.controllers.ComplexityAware`; without layers for a beta of 0.
+    """
+    from fxprune.controllers import ComplexityAware
+
+    data, task = setup.data, setup.task
+    branches = overrides.get("beta", 0.5) > 0
+    gated = fxprune.auto_gate(setup.build(1.0), setup.example, branches=branches)
+    optimizer = make_optimizer(gated, task.rate)
+    controller = ComplexityAware(
+        gated,
+        optimizer,
+        steps=steps_of(len(data.train_images), task.epochs),
+        **{"macs": task.target, "seed": setup.seed, "shrink": True} | overrides,
+    )
+    fit_stage(
+        gated,
+        setup,
+        task.epochs,
+        "complexity",
+        optimizer=optimizer,
+        after_step=controller.step,
+    )
+    controller.finish()
+    return gated.compact(), {"settled": controller.settled, "nu": controller.nu} | overrides
+
+
 def _split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices of images to hold back, at least one batch, and of the others."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -113,4 +146,5 @@ METHODS: dict[str, Method] = {
     "magnitude": magnitude,
     "torch-pruning": torch_pruning,
     "ato": ato,
+    "complexity": complexity,
 }

@@ -27,6 +27,7 @@ _COLORS = {
     "magnitude": "#8250df",
     "torch-pruning": "#1a7f37",
     "ato": "#0969da",
+    "complexity": "#cf222e",
 }
 
 

@@ -1,0 +1,89 @@
+"""The bench of complexity-aware training: its rows, its page, and one short run of every part."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[object]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools" / "bench"))
+        yield importlib.import_module("complexity")
+
+
+@pytest.fixture(scope="module")
+def runs(bench):
+    return importlib.import_module("complexity_.runs")
+
+
+@pytest.fixture(scope="module")
+def found(bench, runs):
+    """The rows of one short run of each part."""
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_REPEATS", 5)
+        wanted = ["curve/digits/resnet20/both/alpha 1 nu 3", "time/digits", "latency"]
+        for run in runs.all_runs((0,)):
+            if any(bench._fits(run.key, only) for only in wanted):
+                net = "resnet20"
+                short = dataclasses.replace(run.task, net=net, epochs=min(run.task.epochs, 1))
+                rows += runs.do(dataclasses.replace(run, task=short))
+    return rows
+
+
+def test_every_part_gives_its_rows(found) -> None:
+    kinds = [(row.part, row.kind) for row in found]
+    assert kinds == [
+        ("curve", "both"),
+        ("time", "masked only"),
+        ("time", "shrinking"),
+        *(("latency", kind) for kind in ("dense", "width", "depth")),
+    ]
+    curve, masked, shrinking, dense, width, depth = found
+    assert 0 < curve.macs < 1
+    assert 0 <= curve.settled <= 1
+    assert len(json.loads(curve.settings)["epoch_seconds"]) == 1
+    assert abs(shrinking.macs - 0.1) < 0.002
+    assert abs(masked.macs - 0.1) < 0.002
+    assert (dense.macs, dense.params) == (1, 1)
+    assert abs(width.macs - depth.macs) < 0.01
+    assert 0.3 < depth.macs < 0.7
+
+
+def test_rows_come_back_and_make_a_page_and_a_figure(bench, found, tmp_path) -> None:
+    path = tmp_path / "rows.csv"
+    for row in found:
+        bench.append(path, row)
+    back = list(bench.read(path).values())
+    assert back == found
+    text = bench.page(back, "python bench")
+    for heading in ("## Trade-off", "## Training time", "## Latency"):
+        assert heading in text
+    bench.draw(back, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_what_has_a_row_is_skipped(bench, found, tmp_path, monkeypatch, capsys) -> None:
+    path = tmp_path / "rows.csv"
+    for row in found:
+        bench.append(path, row)
+    options = ["--rows", str(path), "--only", "time/digits", "--only", "latency"]
+    monkeypatch.setattr(bench, "_in_process", lambda run: pytest.fail(f"{run.key} was run"))
+    assert bench.main(options) == 0
+    assert bench.main([*options, "--list"]) == 0
+    assert capsys.readouterr().out.count("done") == 2
+
+
+def test_a_pattern_that_fits_nothing_is_refused(bench, capsys) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "nothing"])
+    assert "no run fits --only nothing" in capsys.readouterr().err
