@@ -242,7 +242,9 @@ def setup(bench, networks):
     return bench.Setup(task, data, build, torch.zeros(1, 3, 16, 16), 0)
 
 
-@pytest.mark.parametrize("method", ["dense", "narrow", "magnitude", "ato", "torch-pruning"])
+@pytest.mark.parametrize(
+    "method", ["dense", "narrow", "magnitude", "ato", "complexity", "torch-pruning"]
+)
 def test_methods_train_and_meet_the_target(bench, setup, method):
     if method == "torch-pruning":
         pytest.importorskip("torch_pruning")

@@ -47,6 +47,18 @@ def test_shrinking_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^\d+ units of \d+ groups removed: \d+ param", capsys.readouterr().out, re.M)
 
 
+def test_example_of_layers_and_units(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "ComplexityAware" in block)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng():
+        exec(compile(code, str(README), "exec"), names)
+    assert re.fullmatch(
+        r"macs: asked 50\.00% of the dense model, kept (49|50)\.\d\d% \(met\)\n",
+        capsys.readouterr().out,
+    )
+
+
 @pytest.mark.parametrize("command", ["make demo", "make test"])
 def test_the_two_commands_exist(command: str) -> None:
     assert command in README.read_text()

@@ -92,7 +92,7 @@ class Thetas:
                 sample[block.at.start + int(self.value[block.at].argmax())] = True
         return sample
 
-    def move(self, step: Tensor, worth: Tensor) -> None:
+    def move(self, step: Tensor, worth: Tensor, remove: bool = True) -> None:
         """Add a step and project to [0, 1]; structures whose theta is 0 then are removed.
 
         Parameters
@@ -100,10 +100,12 @@ class Thetas:
         step : float64 Tensor, shape (n_units,)
         worth : Tensor, shape (n_units,)
             Where fewer can be removed than have a theta of 0, the least worth go.
+        remove : bool
+            Whether any are; else they may come back.
         """
         moved = (self.value + torch.where(self.free, step, 0.0)).clamp(0, 1)
         self.value = torch.where(self.free, moved, self.value)
-        for block in self._blocks:
+        for block in self._blocks if remove else ():
             self._remove(block, worth)
 
     def _remove(self, block: Block, worth: Tensor) -> None:

@@ -27,6 +27,9 @@ __all__ = ["Aim", "Search", "aim_of"]
 _STEPS_ACROSS = 12
 """A theta can go from 0 to 1 so many times during a search."""
 
+_LONGEST = 0.25
+"""No theta moves by more in a step: prices are those of where it came from."""
+
 _DECISIVE = 40.0
 """Sharpness of the steps once budget or price have arrived: thetas that hesitate go to the end that
 their slope points at."""
@@ -133,7 +136,7 @@ class Search:
     @property
     def helping(self) -> float:
         """Share of the structures that seem to help: half of them where slopes are only noise."""
-        return self._slopes.helping
+        return self._slopes.helping(self.thetas.free)
 
     def measure(self, slopes: Tensor, sample: Tensor) -> None:
         """Take note of the slopes of a loss by the gates of a sample, float64, (n_units,)."""
@@ -160,7 +163,7 @@ class Search:
             effects,
             self._term.mixed(prices),
             self.thetas.free,
-            rate=_STEPS_ACROSS / steps,
+            rate=min(_LONGEST, _STEPS_ACROSS / steps),
             **({"sharpness": _DECISIVE} if gone >= 1 else {}),
         )
         aim = self._aim
@@ -171,9 +174,23 @@ class Search:
             share, slopes = prices.of(aim.resource)
             wanted = aim.target ** min(1.0, gone) - share
             step, self.nu = follow_budget(market, slopes, wanted, self.nu)
-        self.thetas.move(torch.where(_useless(prices), -1.0, step), -effects)
+        step = torch.where(_useless(prices), -1.0, step)
+        before = self.thetas.state_dict()
+        self.thetas.move(step, -effects)
+        if aim.target is not None and self._left() < aim.target:
+            # What is gone cannot come back: too much would be.
+            self.thetas.load_state_dict(before)
+            self.thetas.move(step, -effects, remove=False)
         after, _ = self._term.at(self.thetas.value).of(aim.resource)
         return after
+
+    def _left(self) -> float:
+        """Return the share of the resource that everything needs which is not removed."""
+        cost = self._gated.cost_of((~self.thetas.removed).numpy())
+        share: float = getattr(cost, self._aim.resource) / getattr(
+            self._term.dense, self._aim.resource
+        )
+        return share
 
     def resolve(self) -> Selection:
         """Set hard masks, see `fxprune.controllers.resolve.resolve`; thetas are these then."""

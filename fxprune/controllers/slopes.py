@@ -84,10 +84,10 @@ class Slopes:
         closed = (closed * seen + _PRIOR * mean[self._groups]) / (seen + _PRIOR)
         return (closed + self._means[1]) / 2
 
-    @property
-    def helping(self) -> float:
-        """Share of the structures that seem to help."""
-        return float((self.effects() < 0).double().mean())
+    def helping(self, which: Tensor) -> float:
+        """Return the share of some structures, given as a bool Tensor, that seem to help."""
+        chosen = self.effects()[which]
+        return float((chosen < 0).double().mean()) if len(chosen) else 0.0
 
     def take(self, kept: Tensor, groups: Tensor) -> None:
         """Forget all but some units; `groups` numbers the groups of these."""

@@ -196,9 +196,11 @@ def test_finishing_early_points_at_the_caller() -> None:
     assert loop.aware.finish().met
 
 
-@pytest.mark.parametrize("steps", [2, 3, 5])
-def test_the_shortest_runs_meet_their_budget_too(steps: int) -> None:
-    loop = AwareLoop("linear", steps=steps, macs=0.3).run()
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 20])
+@pytest.mark.parametrize("target", [0.3, 0.6])
+def test_the_shortest_runs_meet_their_budget_too(steps: int, target: float) -> None:
+    """However much could leave in their few steps: what is gone cannot come back."""
+    loop = AwareLoop("linear", steps=steps, macs=target, shrink=True).run()
     assert loop.aware.finish().met
 
 

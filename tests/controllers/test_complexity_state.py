@@ -79,9 +79,10 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["budget, shrinking", "branches, shrinking, adamw"])
 def test_a_run_that_shrinks_trains_what_one_that_does_not_trains(way: str) -> None:
-    small, whole = (make(way, dtype=torch.float64, shrink=shrink) for shrink in (True, False))
+    more = {"dtype": torch.float64, "steps": 2 * STEPS}
+    small, whole = (make(way, shrink=shrink, **more) for shrink in (True, False))
     sizes = []
-    while small.aware.steps_done < STEPS:
+    while small.aware.steps_done < 2 * STEPS:
         small.step()
         whole.step()
         sizes.append(small.gated.plan.n_units)
