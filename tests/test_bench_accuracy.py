@@ -167,15 +167,15 @@ def test_a_line_that_was_cut_off_costs_only_itself(bench, row, tmp_path, cut):
 # -- the runs
 def test_every_run_once_and_the_dense_reference_per_network(bench):
     keys = [key for key, _ in bench._runs([0, 1, 2], [])]
-    assert len(keys) == len(set(keys)) == 3 * (7 * 4 + 3)
+    assert len(keys) == len(set(keys)) == 3 * (7 * 5 + 3)
     assert sum(key[3] == "dense" for key in keys) == 9
 
 
 @pytest.mark.parametrize(
     ("only", "count"),
     [
-        (["glyphs"], 26),
-        (["digits"], 5),
+        (["glyphs"], 32),
+        (["digits"], 6),
         (["glyphs/resnet20/0.5,0.3/ato"], 2),
         (["//0.1/narrow,ato"], 6),
         (["/resnet20//dense/0"], 1),
