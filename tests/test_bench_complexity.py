@@ -40,6 +40,13 @@ def found(bench, runs):
     return rows
 
 
+def test_every_network_of_the_bench_can_be_built(runs) -> None:
+    nets = {(run.task.data, run.task.net): run.task for run in runs.all_runs((0,))}
+    for task in nets.values():
+        setup = runs.set_up(task, 0)
+        assert setup.build(1.0)(setup.example.expand(2, -1, -1, -1)).dim() == 2
+
+
 def test_every_part_gives_its_rows(found) -> None:
     kinds = [(row.part, row.kind) for row in found]
     assert kinds == [

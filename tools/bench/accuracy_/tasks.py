@@ -109,8 +109,8 @@ def _load(name: str) -> ImageData:
 def _build(net: str, classes: int, width: float) -> nn.Module:
     networks = networks_module()
     model: nn.Module
-    if net == "resnet20":
-        model = networks.resnet20(classes, width)
+    if net in ("resnet20", "resnet56"):
+        model = getattr(networks, net)(classes, width)
     elif net == "mobilenet_v2":
         # Twice the time of torchvision's strides, which leave one position of 32x32: with those it
         # has hardly learnt after 12 epochs on glyphs (one seed, rate 0.1: 26 % instead of 78 %).
