@@ -176,7 +176,7 @@ def run_demo(
         model = resnet18(num_classes=data.n_classes)
     with _quiet(), tempfile.TemporaryDirectory(prefix=".training-", dir=folder) as scratch:
         trained = train(model, data, settings, Path(scratch) / "run")
-        found = report(trained.gated, trained.network, data.test_images[:1])
+        found = report(trained.dense_network, trained.gated, data.test_images[:1])
         trained = _moved(trained, folder)
     files = (*trained.files, *(folder / name for name in _REPORTS))
     result = DemoResult(trained, found, files, time.perf_counter() - started)

@@ -151,6 +151,11 @@ class GatedModule(nn.Module, abc.ABC):
         return _by_group(self._whole_plan, self._full(self._keep_vector()))
 
     @property
+    def original_groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups that the model had before it was ever shrunk."""
+        return self._whole_plan.groups
+
+    @property
     def remaining(self) -> dict[str, Tensor]:
         """Which units of the original model have not been removed by `shrink_`.
 

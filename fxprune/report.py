@@ -213,7 +213,7 @@ def report(
     before, after : nn.Module or GatedModule
         The models; neither is changed. A gated `before` counts with all its gates open, a gated
         `after` as what its masks keep. One that was shrunk counts as it is now: to compare with the
-        whole, pass the original model.
+        whole, pass the original model as `before` and this one as `after`.
     example_inputs : Tensor, tuple, list or dict
         Inputs for both; their batch is the one measured.
     latency : bool
@@ -253,7 +253,8 @@ def report(
                 seen=type(model).__name__,
             )
     inputs = normalize_inputs(example_inputs)
-    groups = _group_widths(before) if isinstance(before, GatedModule) else ()
+    gated = next((model for model in (before, after) if isinstance(model, GatedModule)), None)
+    groups = () if gated is None else _group_widths(gated)
     models = {"before": _dense(before), "after": _kept(after)}
     macs = {name: count_macs(model, example_inputs) for name, model in models.items()}
     files: dict[str, OnnxExport] = {}
@@ -324,8 +325,11 @@ def _kept(model: nn.Module) -> nn.Module:
 
 
 def _group_widths(gated: GatedModule) -> tuple[GroupWidth, ...]:
-    keep = gated.keep if gated.groups else {}
-    return tuple(GroupWidth(g.name, g.kind, g.size, int(keep[g.name].sum())) for g in gated.groups)
+    """Return the groups of the original model, and how much of each is kept."""
+    keep = gated.original_keep
+    return tuple(
+        GroupWidth(g.name, g.kind, g.size, int(keep[g.name].sum())) for g in gated.original_groups
+    )
 
 
 def _layer_shapes(before: nn.Module, after: nn.Module) -> tuple[LayerShapes, ...]:

@@ -220,7 +220,8 @@ def test_train_ends_with_one_line_of_json(run, here):
     status, out, _ = run("train", CLASSIFIER, *DIGITS, *options)
     assert status == 0
     data = json.loads(out.splitlines()[-1])
-    assert set(data) == {"dense", "compact", "target", "max_abs_error", "seconds", "onnx"}
+    names = {"dense", "compact", "target", "settled", "nu", "max_abs_error", "seconds"}
+    assert set(data) == names | {"epoch_seconds", "onnx"}
     for network in ("dense", "compact"):
         assert set(data[network]) == {"macs", "params", "accuracy"}
         assert 0 <= data[network]["accuracy"] <= 1

@@ -114,12 +114,12 @@ class ComplexityAware:
     --------
     >>> import torch, fxprune
     >>> from fxprune.controllers import ComplexityAware
-    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 200), torch.nn.ReLU(), torch.nn.Linear(200, 2))
     >>> x, y = torch.randn(64, 8), torch.randint(2, (64,))
     >>> gated = fxprune.auto_gate(net, x[:1])
     >>> optimizer = torch.optim.SGD(gated.parameters(), 0.1)
-    >>> aware = ComplexityAware(gated, optimizer, steps=20, macs=0.5)
-    >>> for _ in range(20):
+    >>> aware = ComplexityAware(gated, optimizer, steps=60, macs=0.5)
+    >>> for _ in range(60):
     ...     optimizer.zero_grad()
     ...     torch.nn.functional.cross_entropy(gated(x), y).backward()
     ...     optimizer.step()
