@@ -14,11 +14,11 @@ from fxprune.analysis.policy import Attention
 from fxprune.api import Ignore, auto_gate
 from fxprune.budget import Selection, solve
 from fxprune.gated import GatedModule
-from fxprune.importance import Importance, score_units
+from fxprune.importance import Importance, Scores, score_units
 from fxprune.inputs import ExampleInputs
 from fxprune.notes import notes
 
-__all__ = ["BudgetWarning", "prune", "select", "set_masks"]
+__all__ = ["BudgetWarning", "choose", "prune", "select", "set_masks"]
 
 _log = logging.getLogger("fxprune")
 
@@ -73,7 +73,28 @@ def select(
     scores = score_units(gated, importance, seed)
     if round_to is None:
         round_to = gated.settings.round_to
-    chosen = solve(
+    chosen = choose(gated, scores, macs=macs, params=params, round_to=round_to)
+    set_masks(gated, chosen.keep)
+    if not chosen.met:
+        warnings.warn(str(chosen), BudgetWarning, stacklevel=2)
+    return chosen
+
+
+def choose(
+    gated: GatedModule,
+    scores: Scores,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    round_to: int = 1,
+    stay: Keep | None = None,
+    leave: Keep | None = None,
+) -> Selection:
+    """Choose the units of a gated model to keep, see `fxprune.budget.solve`.
+
+    Shares are of the whole original model, even where it has been shrunk since. No mask is set.
+    """
+    return solve(
         gated.plan,
         gated.cost_of,
         scores,
@@ -81,11 +102,9 @@ def select(
         params=params,
         round_to=round_to,
         dense=gated.dense_cost,
+        stay=stay,
+        leave=leave,
     )
-    set_masks(gated, chosen.keep)
-    if not chosen.met:
-        warnings.warn(str(chosen), BudgetWarning, stacklevel=2)
-    return chosen
 
 
 def set_masks(gated: GatedModule, keep: Keep) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fxprune.analysis.plan import Keep
-from fxprune.budget import solve
 from fxprune.controllers.relaxation import OPEN_BIAS
 from fxprune.gated import GatedModule
 from fxprune.importance import Scores
+from fxprune.prune import choose
 
 __all__ = ["best_units", "open_units"]
 
@@ -35,13 +35,4 @@ def best_units(
 ) -> Keep:
     """Return the units with the highest logits that a budget leaves room for, bool (n_units,)."""
     macs, params = (share if resource == name else None for name in ("macs", "params"))
-    found = solve(
-        gated.plan,
-        gated.cost_of,
-        logits,
-        macs=macs,
-        params=params,
-        round_to=round_to,
-        dense=gated.dense_cost,
-    )
-    return found.keep
+    return choose(gated, logits, macs=macs, params=params, round_to=round_to).keep

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.plan import Keep
-from fxprune.budget import Selection, block_size, solve
+from fxprune.budget import Selection, block_size
 from fxprune.controllers.bernoulli import Block, Thetas
 from fxprune.gated import GatedModule
 from fxprune.importance import Scores
-from fxprune.prune import BudgetWarning, set_masks
+from fxprune.prune import BudgetWarning, choose, set_masks
 
 __all__ = ["blocks_of", "resolve"]
 
@@ -65,14 +65,12 @@ def resolve(
         chosen = Selection.of(resource, None, reached, keep, cost)
     else:
         macs, params = (target if resource == name else None for name in ("macs", "params"))
-        chosen = solve(
-            gated.plan,
-            gated.cost_of,
+        chosen = choose(
+            gated,
             scores,
             macs=macs,
             params=params,
             round_to=round_to,
-            dense=gated.dense_cost,
             stay=thetas.fixed.numpy(),
             leave=thetas.removed.numpy(),
         )
