@@ -20,6 +20,7 @@ __all__ = [
     "fetch",
     "graph_from_records",
     "graph_to_records",
+    "needed_nodes",
     "plain_arguments",
     "returned_values",
 ]
@@ -161,3 +162,12 @@ def fetch(root: nn.Module, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value
+
+
+def needed_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that an output depends on."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or any(user in found for user in node.users):
+            found.add(node)
+    return found

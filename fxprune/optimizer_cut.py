@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ConfigError
 
-__all__ = ["Cut", "OptimizerCut", "Optimizers", "as_optimizers"]
+__all__ = ["Cut", "OptimizerCut", "Optimizers", "as_optimizers", "check_holds"]
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
@@ -64,16 +64,21 @@ def as_optimizers(given: Optimizers, model: nn.Module) -> tuple[torch.optim.Opti
             seen=f"a {type(given).__name__}",
             hint="pass the torch.optim.Optimizer that trains the gated model",
         )
-    own = {id(p) for p in model.parameters()}
     for optimizer in found:
-        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-        if not own & set(held):
-            raise ConfigError(
-                "The optimizer holds none of the gated model's parameters.",
-                seen=f"{len(held)} parameters of something else",
-                hint="fxprune.auto_gate copies the model: make the optimizer of gated.parameters()",
-            )
+        check_holds(optimizer, model)
     return tuple(found)
+
+
+def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Raise a ConfigError unless an optimizer holds parameters of a gated model."""
+    own = {id(p) for p in model.parameters()}
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if not own & set(held):
+        raise ConfigError(
+            "The optimizer holds none of the gated model's parameters.",
+            seen=f"{len(held)} parameters of something else",
+            hint="fxprune.auto_gate copies the model: make the optimizer of gated.parameters()",
+        )
 
 
 class OptimizerCut:

@@ -21,6 +21,7 @@ import torch
 from torch import fx
 from torch.fx import GraphModule
 
+from fxprune._graphs import needed_nodes
 from fxprune.analysis.plan import BranchSite, Plan
 from fxprune.analysis.summands import summands
 from fxprune.analysis.trace import GraphTrace
@@ -59,7 +60,7 @@ class DropBranches(Pass):
         sites = [site for site in sites if pairs[site] is not None]
         if not sites:
             return PassResult(gm, changed=False)
-        before = _needed(gm.graph)
+        before = needed_nodes(gm.graph)
         edits = [self._replace(nodes[site.node], site) for site in sites]
         for node in _dead(gm.graph, before):
             edits.append(Edit(self.name, node.name, str(node.target), "", "a branch was removed"))
@@ -83,22 +84,13 @@ class DropBranches(Pass):
         return Edit(self.name, node.name, before, rest.name, "the other operand was removed")
 
 
-def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that an output depends on."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op == "output" or any(user in found for user in node.users):
-            found.add(node)
-    return found
-
-
 def _dead(graph: fx.Graph, before: set[fx.Node]) -> list[fx.Node]:
     """Return the nodes that go, readers first.
 
     Those that no output depends on any more, and what was unread before (a check of a size, the
     batch counter of a norm) if something that it reads or belongs to goes.
     """
-    now = _needed(graph)
+    now = needed_nodes(graph)
     gone = {node for node in before - now if node.op != "placeholder"}
     owners_before, owners_now = _owners(before), _owners(now)
     for node in graph.nodes:

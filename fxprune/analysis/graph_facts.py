@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fxprune._compat import OpOverload, is_mutable
-from fxprune._graphs import fetch
+from fxprune._graphs import fetch, needed_nodes
 from fxprune.analysis.liveness import ALL, Clauses, ConflictError, both, implies
 from fxprune.analysis.summands import summands
 from fxprune.analysis.trace import GraphTrace
@@ -50,7 +50,7 @@ class GraphFacts:
         self._order = {node: place for place, node in enumerate(graph.nodes)}
         computing = {name for _, _, name in trace.terms}
         self.counted = {node for node in graph.nodes if node.name in computing}
-        self._needed = _needed(graph)
+        self._needed = needed_nodes(graph)
         self._sizes: dict[str, int] = {}
         self._states: dict[fx.Node, list[int]] = {}
         self.parameters: dict[fx.Node, frozenset[str]] = {}
@@ -193,15 +193,6 @@ class GraphFacts:
         if self._trace.storages.get(pair[place].name) != memory:
             return needed[node]
         return both(needed[node], frozenset((frozenset((branch,)),)))
-
-
-def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that an output depends on."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op == "output" or any(user in found for user in node.users):
-            found.add(node)
-    return found
 
 
 def _is_impure(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
+from fxprune.optimizer_cut import check_holds
 
 __all__ = [
     "check_gated",
@@ -46,14 +47,7 @@ def check_optimizer(optimizer: Any, gated: nn.Module) -> None:
             "A controller needs the torch.optim.Optimizer that trains the gated model.",
             seen=f"a {type(optimizer).__name__}",
         )
-    own = {id(parameter) for parameter in gated.parameters()}
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    if not own & set(held):
-        raise ConfigError(
-            "The optimizer holds none of the gated model's parameters.",
-            seen=f"{len(held)} parameters of something else",
-            hint="fxprune.auto_gate copies the model: make the optimizer of gated.parameters()",
-        )
+    check_holds(optimizer, gated)
 
 
 def check_positive(name: str, value: Any) -> None:
