@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import abc
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -19,6 +17,7 @@ from fxprune.analysis.plan import ChannelGroup, FrozenAxis, Keep, Member, Plan
 from fxprune.cost import Cost, CostModel, ExpectedCost
 from fxprune.errors import FxpruneError, GateError, InternalError
 from fxprune.gates import GateVector
+from fxprune.mask_checks import check_masks
 from fxprune.optimizer_cut import Optimizers, as_optimizers
 from fxprune.origin import Origin
 from fxprune.passes.insert_gates import GATES
@@ -111,10 +110,8 @@ class GatedModule(nn.Module, abc.ABC):
             )
         if not keep:
             return
+        check_masks(self.plan, keep)
         slices = self.plan.group_slices()
-        branches = _branch_names(self.plan)
-        for name, mask in keep.items():
-            _check_mask(name, mask, slices, may_close=name in branches)
         full = self._vector().value[:-1] > 0.5
         for name, mask in keep.items():
             full[slices[name]] = mask.to(full.device)
@@ -296,10 +293,10 @@ class GatedModule(nn.Module, abc.ABC):
             As `shrink_` does.
         """
         whole, before = self._whole_plan, self._keep_vector()
+        check_masks(whole, remaining)
         slices = whole.group_slices()
         full = self._full(np.ones(self.plan.n_units, dtype=bool))
         for name, mask in remaining.items():
-            _check_mask(name, mask, slices, may_close=name in _branch_names(whole))
             wanted = mask.cpu().numpy()
             if (wanted & ~full[slices[name]]).any():
                 raise GateError(
@@ -364,38 +361,3 @@ class GatedModule(nn.Module, abc.ABC):
 
 def _by_group(plan: Plan, keep: Keep) -> dict[str, Tensor]:
     return {name: torch.from_numpy(keep[at]) for name, at in plan.group_slices().items()}
-
-
-def _branch_names(plan: Plan) -> set[str]:
-    """Return the groups that a mask may close altogether."""
-    return {group.name for group in plan.groups if group.kind == "branch"}
-
-
-def _check_mask(name: str, mask: Any, slices: Mapping[str, slice], may_close: bool) -> None:
-    if name not in slices:
-        close = difflib.get_close_matches(str(name), slices, n=3) or list(slices)[:3]
-        raise GateError(
-            f"There is no group named {name!r}.",
-            seen=f"groups such as {', '.join(close)}"
-            if close
-            else "a model with no prunable group",
-            hint="use the names in gated.groups",
-        )
-    size = slices[name].stop - slices[name].start
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        seen = f"{mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise GateError(
-            f"The mask of group {name!r} must be a bool tensor.",
-            seen=seen,
-            hint="for scores, pass scores > 0",
-        )
-    if tuple(mask.shape) != (size,):
-        raise GateError(
-            f"The mask of group {name!r} must have shape ({size},).", seen=str(tuple(mask.shape))
-        )
-    if not mask.any() and not may_close:
-        raise GateError(
-            f"The mask of group {name!r} keeps nothing.",
-            seen=f"{size} times False",
-            hint="keep at least one unit: a group without channels has no output",
-        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from fxprune.analysis.plan import Keep
 from fxprune.budget import Selection, check_budget
-from fxprune.controllers.checks import check_gated, check_optimizer, check_positive
+from fxprune.controllers.checks import check_positive, check_run
 from fxprune.controllers.distributed import same_on_all_ranks
+from fxprune.controllers.early import warn_early
 from fxprune.controllers.masks import best_units, open_units
 from fxprune.controllers.network import ControllerNetwork
 from fxprune.controllers.pressure import Pressure
@@ -35,14 +35,10 @@ from fxprune.gated import GatedModule
 from fxprune.inputs import check_count
 from fxprune.prune import select, set_masks
 
-__all__ = ["AutoTrainOnce", "EarlyFinishWarning"]
+__all__ = ["AutoTrainOnce"]
 
 _log = logging.getLogger("fxprune")
 _WEIGHT_DECAY = 1e-2
-
-
-class EarlyFinishWarning(UserWarning):
-    """A run was finished before its masks had been fixed and trained with."""
 
 
 class AutoTrainOnce:
@@ -139,10 +135,7 @@ class AutoTrainOnce:
         shrink: bool = False,
         seed: int = 0,
     ) -> None:
-        check_gated(gated)
-        check_optimizer(optimizer, gated)
-        check_count("steps", steps)
-        check_count("seed", seed, least=0)
+        check_run(gated, optimizer, steps, seed)
         if schedule is not None and not isinstance(schedule, Schedule):
             raise ConfigError(
                 f"The 'schedule' parameter must be a Schedule. Got {schedule!r} instead.",
@@ -252,12 +245,7 @@ class AutoTrainOnce:
             If nothing within 1 % of the budget was found.
         """
         if self.selection is None:
-            warnings.warn(
-                f"The run was finished after {self.steps_done} of {self.steps} steps, before its "
-                "masks were fixed: the compact model will need fine-tuning.",
-                EarlyFinishWarning,
-                stacklevel=2,
-            )
+            warn_early(self.steps_done, self.steps)
             return self._fix_masks()
         return self.selection
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ConfigError
 from fxprune.gated import GatedModule
+from fxprune.inputs import check_count
 from fxprune.optimizer_cut import check_holds
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "check_loss",
     "check_optimizer",
     "check_positive",
+    "check_run",
     "check_share",
     "check_slope",
 ]
@@ -48,6 +50,14 @@ def check_optimizer(optimizer: Any, gated: nn.Module) -> None:
             seen=f"a {type(optimizer).__name__}",
         )
     check_holds(optimizer, gated)
+
+
+def check_run(gated: Any, optimizer: Any, steps: Any, seed: Any) -> None:
+    """Raise a ConfigError unless these can be the model, the optimizer and the length of a run."""
+    check_gated(gated)
+    check_optimizer(optimizer, gated)
+    check_count("steps", steps)
+    check_count("seed", seed, least=0)
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -17,7 +17,6 @@ thetas move; and from then on the gates are hard and the weights train what is l
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,21 +26,19 @@ import torch
 from torch import Tensor
 
 from fxprune.budget import Selection
-from fxprune.controllers.auto_train_once import EarlyFinishWarning
 from fxprune.controllers.checks import (
-    check_gated,
-    check_optimizer,
+    check_run,
     check_share,
     check_slope,
 )
 from fxprune.controllers.complexity import Complexity
 from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
+from fxprune.controllers.early import warn_early
 from fxprune.controllers.search import Search, aim_of
 from fxprune.controllers.state import take_over
 from fxprune.controllers.timing import Phase, Timing
 from fxprune.errors import LoadError
 from fxprune.gated import GatedModule
-from fxprune.inputs import check_count
 from fxprune.prune import set_masks
 
 __all__ = ["ComplexityAware"]
@@ -143,10 +140,7 @@ class ComplexityAware:
         shrink: bool = False,
         seed: int = 0,
     ) -> None:
-        check_gated(gated)
-        check_optimizer(optimizer, gated)
-        check_count("steps", steps)
-        check_count("seed", seed, least=0)
+        check_run(gated, optimizer, steps, seed)
         self.steps, self._timing = steps, Timing(steps)
         self._gated, self._optimizer = gated, optimizer
         self._shrinks = bool(shrink)
@@ -249,12 +243,7 @@ class ComplexityAware:
             If nothing within 1 % of the budget was found.
         """
         if self.selection is None:
-            warnings.warn(
-                f"The run was finished after {self.steps_done} of {self.steps} steps, before its "
-                "masks were fixed: the compact model will need fine-tuning.",
-                EarlyFinishWarning,
-                stacklevel=2,
-            )
+            warn_early(self.steps_done, self.steps)
             return self._fix()
         return self.selection
 
