@@ -140,6 +140,11 @@ class GatedModule(nn.Module, abc.ABC):
             vector.soft = before
 
     @property
+    def was_shrunk(self) -> bool:
+        """Whether `shrink_` has removed anything."""
+        return self._origin is not None
+
+    @property
     def original_keep(self) -> dict[str, Tensor]:
         """The hard masks now, of the units that the model had before it was ever shrunk.
 

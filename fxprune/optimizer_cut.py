@@ -44,6 +44,14 @@ class Cut:
                 tensor = tensor.index_select(dim, at.to(tensor.device))
         return tensor
 
+    def put(self, small: Tensor, whole: Tensor) -> None:
+        """Write what stayed of a tensor of the whole shape back to where it was."""
+        places = [
+            torch.arange(size) if at is None else at
+            for size, at in zip(self.shape, self.positions, strict=True)
+        ]
+        whole[torch.meshgrid(*places, indexing="ij")] = small.to(whole.device, whole.dtype)
+
 
 def as_optimizers(given: Optimizers, model: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
     """Return one optimizer, several or none as a tuple.

@@ -34,12 +34,13 @@ from fxprune.passes.remove_gates import RemoveGates
 from fxprune.passes.resize_literals import ResizeLiterals
 from fxprune.passes.slice_channels import SliceChannels
 
-__all__ = ["NUMBERS", "Change", "Draft", "Shrunk", "count_parameters"]
+__all__ = ["NUMBERS", "OWN", "Change", "Draft", "Shrunk", "count_parameters", "cuts_of"]
 
 NUMBERS = "fxprune_numbers"
 """Name of the submodule that holds the look-up tables of shrunk graphs."""
 
-_OWN = (GATES, NUMBERS)
+OWN = (GATES, NUMBERS)
+"""Names of the submodules that gating and shrinking add."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +120,7 @@ class Draft:
     ) -> None:
         self.root = root
         before = Origin.of(plan, _ungated(root, graphs, gates)) if origin is None else origin
-        for own in _OWN:
+        for own in OWN:
             root._modules.pop(own, None)
         full = before.full(keep)
         whole = {key: self._without_branches(key, before, full) for key in before.graphs}
@@ -217,7 +218,7 @@ class Change:
         self._live = live
         self._draft = draft.root
         self._left, self._units = draft.left, draft.units
-        cuts = _cuts(live, plan, keep)
+        cuts = cuts_of(live, plan, keep)
         self._tensors: list[tuple[Tensor, Tensor, Cut]] = []
         self._sizes: list[tuple[nn.Module, str, Any]] = []
         for old, new in self._pairs():
@@ -230,7 +231,7 @@ class Change:
     def _pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         made = dict(self._draft.named_modules())
         for path, module in self._live.named_modules():
-            if path.partition(".")[0] in _OWN or isinstance(module, torch.jit.ScriptModule):
+            if path.partition(".")[0] in OWN or isinstance(module, torch.jit.ScriptModule):
                 continue
             if path in self._left.modules:
                 continue
@@ -285,7 +286,7 @@ class Change:
             self._live.add_module(NUMBERS, self._draft.get_submodule(NUMBERS))
 
 
-def _cuts(live: nn.Module, plan: Plan, keep: Keep) -> dict[int, Cut]:
+def cuts_of(live: nn.Module, plan: Plan, keep: Keep) -> dict[int, Cut]:
     """Return by ``id`` what stays of every tensor that loses positions."""
     found: dict[int, Cut] = {}
     for name, tensor in (

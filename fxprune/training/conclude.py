@@ -23,6 +23,7 @@ from fxprune.training.result import NetworkFigures
 from fxprune.training.settings import TrainSettings
 from fxprune.training.sources import Sources
 from fxprune.verify import Verification, verify
+from fxprune.whole import whole_form
 
 __all__ = ["COMPACT", "DENSE", "SAVED", "Findings", "conclude", "draw"]
 
@@ -80,7 +81,9 @@ def conclude(
         If a network cannot be exported, or its file computes something else.
     """
     images, _ = next(iter(sources.test.batches(_first_rows(sources.test, settings.batch_size))))
-    verification = verify(gated, compact, images)
+    # A shrunk network is its compact form, nearly: what was trained is compared with the masks.
+    whole = whole_form(gated, dense) if gated.was_shrunk else gated
+    verification = verify(whole.eval(), compact, images)
     files = [folder / SAVED]
     save(compact, files[0])
     figures = []

@@ -274,6 +274,23 @@ def test_auxiliary_heads_train_too(tmp_path) -> None:
         assert change.abs().max() > 0.05
 
 
+def test_a_shrunk_network_is_proven_against_the_masked_one(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def noting(gated, compact, images):
+        seen.append(gated)
+        return fxprune.verify(gated, compact, images)
+
+    monkeypatch.setattr("fxprune.training.conclude.verify", noting)
+    found = train(net(), data(), dataclasses.replace(SETTINGS, epochs=2), tmp_path)
+    (reference,) = seen
+    assert found.gated.was_shrunk
+    assert not reference.was_shrunk
+    assert [g.size for g in reference.groups] == [g.size for g in found.gated.original_groups]
+    for name, mask in found.gated.original_keep.items():
+        assert torch.equal(reference.keep[name], mask)
+
+
 def test_without_matplotlib_there_is_no_figure(tmp_path, monkeypatch, whole) -> None:
     from fxprune.training.conclude import draw
     from fxprune.training.figure import plot_log
