@@ -43,6 +43,9 @@ def whole_form(gated: GatedModule, model: nn.Module) -> GatedModule:
 
     Examples
     --------
+    >>> import torch, fxprune
+    >>> from fxprune.whole import whole_form
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> gated = fxprune.auto_gate(net, torch.zeros(1, 4))
     >>> gated.set_keep({gated.groups[0].name: torch.arange(8) < 3})
