@@ -28,6 +28,12 @@ def bench() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
+def running(bench):
+    """What the benches share."""
+    return importlib.import_module("running")
+
+
+@pytest.fixture(scope="module")
 def networks(bench):
     return bench.networks_module()
 
@@ -193,15 +199,19 @@ def test_a_filter_that_no_run_fits_is_refused(bench, capsys):
     assert "no run fits --only glyfs" in capsys.readouterr().err
 
 
-def test_finished_runs_are_skipped(bench, row, tmp_path, monkeypatch):
+def test_finished_runs_are_skipped(bench, running, row, tmp_path, monkeypatch):
     asked = []
 
-    def in_process(task, key, quiet):
-        asked.append(key[:4])
-        values = dict(zip(("task", "net", "target", "method", "seed"), key, strict=True))
-        return dataclasses.replace(row, **values, epochs=task.epochs)
+    def in_process(script, arguments, quiet):
+        _, name, method, seed = arguments
+        task = bench.find_task(name)
+        target = 1.0 if method == "dense" else task.target
+        asked.append((task.data, task.net, target, method))
+        values = zip(("task", "net", "target", "method"), asked[-1], strict=True)
+        found = dataclasses.replace(row, **dict(values), seed=int(seed), epochs=task.epochs)
+        return [dataclasses.asdict(found)]
 
-    monkeypatch.setattr(bench, "_in_process", in_process)
+    monkeypatch.setattr(running, "_in_process", in_process)
     arguments = ["--rows", str(tmp_path / "rows.csv"), "--seeds", "0", "--only"]
     assert bench.main([*arguments, "digits///narrow,dense"]) == 0
     assert asked == [("digits", "resnet18", 1.0, "dense"), ("digits", "resnet18", 0.1, "narrow")]
@@ -219,8 +229,8 @@ def test_rows_of_another_length_are_run_again_and_not_shown(bench, row, tmp_path
     assert len(bench._finished(bench.read(path))) == 1
 
 
-def test_a_run_that_fails_leaves_no_row(bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_in_process", lambda task, key, quiet: None)
+def test_a_run_that_fails_leaves_no_row(bench, running, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running, "_in_process", lambda *_: None)
     path = tmp_path / "rows.csv"
     assert bench.main(["--rows", str(path), "--seeds", "0", "--only", "digits"]) == 1
     assert not path.exists()

@@ -23,13 +23,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +37,10 @@ from accuracy_.rows import Key, Row, append, read
 from accuracy_.tables import draw, page
 from accuracy_.tasks import TASKS, Setup, Task, find_task, networks_module, set_up
 from accuracy_.training import BATCH, accuracy
+from running import answer, fits, options_of, run_all, write_page
 from torch import nn
-from tqdm import tqdm
 
-from fxprune._files import replacing
+from fxprune._tables import percent
 from fxprune.errors import ConfigError
 
 __all__ = ["Row", "Task", "measure", "run"]
@@ -129,52 +127,25 @@ def _runs(seeds: Sequence[int], only: Sequence[str]) -> Iterator[tuple[Key, Task
             for method in METHODS:
                 target = 1.0 if method == "dense" else task.target
                 key = (task.data, task.net, target, method, seed)
-                if key not in seen and (not only or any(_fits(key, part) for part in only)):
+                if key not in seen and (not only or any(fits(key, part) for part in only)):
                     seen.add(key)
                     yield key, task
 
 
-def _fits(key: Key, pattern: str) -> bool:
-    """Tell whether a run is one of ``task/net/target/method/seed``."""
-    names = [f"{part:g}" if isinstance(part, float) else str(part) for part in key]
-    wanted = pattern.split("/")
-    return len(wanted) <= len(names) and all(
-        not part or name in part.split(",") for name, part in zip(names, wanted, strict=False)
-    )
-
-
 def _worker(task: str, method: str, seed: str) -> None:
     torch.set_num_threads(1)
-    print(json.dumps(dataclasses.asdict(run(task, method, int(seed)))))
+    answer([dataclasses.asdict(run(task, method, int(seed)))])
 
 
-def _in_process(task: Task, key: Key, quiet: bool) -> Row | None:
-    """Run in a process of its own; it writes its error itself, and there is no row then."""
-    command = [sys.executable, __file__, "--worker", task.name, key[3], str(key[4])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"TQDM_DISABLE": "1"} if quiet else {})
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    return None if done.returncode else Row(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _run_all(missing: Sequence[tuple[Key, Task]], jobs: int, rows: Path) -> int:
-    """Run what is missing, append what is finished; return how many failed."""
-    failed = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        keys = {pool.submit(_in_process, task, key, jobs > 1): key for key, task in missing}
-        try:
-            for future in tqdm(as_completed(keys), "runs", total=len(keys)):
-                row = future.result()
-                name = " ".join(map(str, keys[future]))
-                if row is None:
-                    failed += 1
-                    tqdm.write(f"{name}: failed")
-                else:
-                    append(rows, row)
-                    tqdm.write(f"{name}: {100 * row.accuracy:.2f} %, {100 * row.macs:.2f} % MACs")
-        except BaseException:  # an interrupt too must not start the runs that wait
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failed
+def _take(path: Path, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Append the rows of a run to a file; return a line on each."""
+    rows = [Row(**values) for values in found]
+    for row in rows:
+        append(path, row)
+    return [
+        f"{' '.join(map(str, row.key))}: {percent(row.accuracy)}, {percent(row.macs)} MACs"
+        for row in rows
+    ]
 
 
 def _finished(rows: Mapping[Key, Row]) -> list[Row]:
@@ -187,25 +158,13 @@ def _finished(rows: Mapping[Key, Row]) -> list[Row]:
 def _report(rows: Sequence[Row], markdown: Path | None, figure: Path | None) -> None:
     if markdown:
         about = {name: (method.__doc__ or "").splitlines()[0] for name, method in METHODS.items()}
-        with replacing(markdown) as draft:
-            draft.write_text(page(rows, f"python {' '.join(sys.argv)}", about))
+        write_page(markdown, page(rows, f"python {' '.join(sys.argv)}", about))
     if figure:
         draw(rows, figure)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="TASK/NET/TARGET/METHOD/SEED"
-    )
-    parser.add_argument("--seeds", default="0,1,2", help="comma list")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
-    parser.add_argument("--again", action="store_true", help="run what has a row, too")
-    parser.add_argument("--rows", type=Path, default=_ROWS, help="the file of finished runs")
-    parser.add_argument("--list", action="store_true", help="list the runs, run nothing")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
-    parser.add_argument("--figure", type=Path, help="draw the figure into this file")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser = options_of(__doc__, "TASK/NET/TARGET/METHOD/SEED", _ROWS, "0,1,2")
     options = parser.parse_args(arguments)
     options.runs = list(_runs([int(seed) for seed in options.seeds.split(",")], options.only))
     if not options.runs:
@@ -224,7 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(*key, "done" if key in done else "")
         return 0
     missing = [one for one in options.runs if options.again or one[0] not in done]
-    failed = _run_all(missing, options.jobs, options.rows)
+    workers = {
+        " ".join(map(str, key)): ["--worker", task.name, key[3], str(key[4])]
+        for key, task in missing
+    }
+    failed = run_all(__file__, workers, options.jobs, functools.partial(_take, options.rows))
     _report(_finished(read(options.rows)), options.markdown, options.figure)
     return 1 if failed else 0
 

@@ -22,97 +22,57 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
-import subprocess
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from complexity_.report import draw, page
-from complexity_.rows import Key, Row, append, read
-from complexity_.runs import Run, all_runs, do
-from tqdm import tqdm
+from complexity_.rows import Row, append, read
+from complexity_.runs import all_runs, do
+from running import answer, fits, options_of, run_all, write_page
 
-from fxprune._files import replacing
+from fxprune._tables import percent
 
 _ROWS = Path("docs/bench_complexity.csv")
-
-
-def _fits(key: Key, pattern: str) -> bool:
-    """Tell whether a run is one of ``part/task/net/kind/value/seed``."""
-    names = [str(part) for part in key]
-    wanted = pattern.split("/")
-    return len(wanted) <= len(names) and all(
-        not part or name in part.split(",") for name, part in zip(names, wanted, strict=False)
-    )
-
-
-def _in_process(run: Run) -> list[Row] | None:
-    """Do a run in a process of its own; it writes its error itself, and there are no rows then."""
-    command = [sys.executable, __file__, "--worker", "/".join(map(str, run.key))]
-    command += ["--seeds", str(run.key[-1])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    if done.returncode:
-        return None
-    return [Row(**values) for values in json.loads(done.stdout.splitlines()[-1])]
 
 
 def _worker(name: str, seeds: tuple[int, ...]) -> None:
     torch.set_num_threads(1)
     (run,) = [run for run in all_runs(seeds) if "/".join(map(str, run.key)) == name]
-    print(json.dumps([dataclasses.asdict(row) for row in do(run)]))
+    answer([dataclasses.asdict(row) for row in do(run)])
 
 
-def _run_all(missing: Sequence[Run], rows: Path) -> int:
-    """Run what is missing, append what is finished; return how many failed."""
-    failed = 0
-    for run in tqdm(missing, "runs"):
-        found = _in_process(run)
-        name = " ".join(map(str, run.key))
-        if found is None:
-            failed += 1
-            tqdm.write(f"{name}: failed")
-            continue
-        for row in found:
-            append(rows, row)
-            tqdm.write(
-                f"{' '.join(map(str, row.key))}: {100 * row.accuracy:.2f} %, "
-                f"{100 * row.macs:.2f} % MACs, {row.seconds:.3g} s"
-            )
-    return failed
+def _take(path: Path, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Append the rows of a run to a file; return a line on each."""
+    rows = [Row(**values) for values in found]
+    for row in rows:
+        append(path, row)
+    return [
+        f"{' '.join(map(str, row.key))}: {percent(row.accuracy)}, {percent(row.macs)} MACs, "
+        f"{row.seconds:.3g} s"
+        for row in rows
+    ]
 
 
 def _report(rows: Sequence[Row], markdown: Path | None, figure: Path | None) -> None:
     if markdown:
-        with replacing(markdown) as draft:
-            draft.write_text(page(rows, f"python {' '.join(sys.argv)}"))
+        write_page(markdown, page(rows, f"python {' '.join(sys.argv)}"))
     if figure:
         draw(rows, figure)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="PART/TASK/NET/KIND/VALUE/SEED"
-    )
-    parser.add_argument("--seeds", default="0", help="comma list (0)")
-    parser.add_argument("--again", action="store_true", help="run what has a row, too")
-    parser.add_argument("--rows", type=Path, default=_ROWS, help="the file of finished runs")
-    parser.add_argument("--list", action="store_true", help="list the runs, run nothing")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
-    parser.add_argument("--figure", type=Path, help="draw the figure into this file")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser = options_of(__doc__, "PART/TASK/NET/KIND/VALUE/SEED", _ROWS, "0")
     options = parser.parse_args(arguments)
-    seeds = tuple(int(seed) for seed in options.seeds.split(","))
+    options.seeds = tuple(int(seed) for seed in options.seeds.split(","))
     options.runs = [
         run
-        for run in all_runs(seeds)
-        if not options.only or any(_fits(run.key, only) for only in options.only)
+        for run in all_runs(options.seeds)
+        if not options.only or any(fits(run.key, only) for only in options.only)
     ]
-    options.seeds = seeds
     if not options.runs:
         parser.error(f"no run fits --only {' '.join(options.only)}")
     return options
@@ -121,7 +81,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if options.worker:
-        _worker(options.worker, options.seeds)
+        (name,) = options.worker
+        _worker(name, options.seeds)
         return 0
     done = read(options.rows)
     if options.list:
@@ -129,7 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(*run.key, "done" if run.key in done else "")
         return 0
     missing = [run for run in options.runs if options.again or run.key not in done]
-    failed = _run_all(missing, options.rows)
+    take = functools.partial(_take, options.rows)
+    failed = 0
+    for timed, jobs in ((False, options.jobs), (True, 1)):  # what is timed runs alone
+        names = ["/".join(map(str, r.key)) for r in missing if (r.key[0] != "curve") == timed]
+        workers = {name: ["--worker", name, "--seeds", name.rpartition("/")[2]] for name in names}
+        failed += run_all(__file__, workers, jobs, take)
     _report(list(read(options.rows).values()), options.markdown, options.figure)
     return 1 if failed else 0
 
