@@ -10,8 +10,8 @@ the loss by the sampled gates (`fxprune.controllers.slopes`). The objective is l
 alone, so its minima are at 0 and 1: the outcome is one network and not a distribution. A structure
 whose theta reaches 0 is gone for good.
 
-A run has three phases: the weights warm up, with few gates closed, until the slopes tell something;
-thetas move; and from then on the gates are hard and the weights train what is left.
+A run has three phases: the weights warm up, with some gates half open, until the slopes tell
+something; thetas move; and from then on the gates are hard and the weights train what is left.
 """
 
 from __future__ import annotations
@@ -347,7 +347,7 @@ class ComplexityAware:
         if keep is None:
             self.selection = None
             set_masks(self._gated, (~self._search.thetas.removed).numpy())
-            self._use(torch.zeros(here, dtype=torch.bool).copy_(state["sample"]))
+            self._use(torch.zeros(here, dtype=torch.float64).copy_(state["sample"]))
         else:
             self._gated.sampled_gates = None
             self.selection = self._selection(torch.as_tensor(keep).numpy())

@@ -125,7 +125,7 @@ class Search:
         self._slopes = Slopes(_group_numbers(self._gated))
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return one sample of all gates, bool, shape (n_units,).
+        """Return one sample of all gates, float64, shape (n_units,); see `Thetas.draw`.
 
         As many numbers are drawn as there were units, so that a model that has shrunk gets the
         gates that it would have got.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.controllers.bernoulli import EXPLORE, Block, Thetas
+from fxprune.controllers.bernoulli import EXPLORE, HALF, Block, Thetas
 
 
 def thetas(n: int = 6, blocks: list[Block] | None = None, fixed: list[int] | None = None) -> Thetas:
@@ -26,15 +26,13 @@ def test_samples_follow_theta_and_explore() -> None:
     found = thetas()
     found.move(step(0, -0.5, -0.9, -0.2, 0, 0), WORTH)
     generator = torch.Generator().manual_seed(0)
-    mean = (
-        torch.stack(
-            [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(4000)]
-        )
-        .double()
-        .mean(0)
+    drawn = torch.stack(
+        [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(4000)]
     )
-    expected = found.value.clamp_max(1 - EXPLORE)
-    assert (mean - expected).abs().max() < 0.03
+    for gate, chance in ((0.0, 0.0), (HALF, EXPLORE), (1.0, 1 - EXPLORE)):
+        share = (drawn == gate).double().mean(0)
+        expected = chance * found.value if gate else 1 - found.value
+        assert (share - expected).abs().max() < 0.03
 
 
 def test_fixed_gates_are_never_closed_and_removed_ones_never_open() -> None:
@@ -46,7 +44,7 @@ def test_fixed_gates_are_never_closed_and_removed_ones_never_open() -> None:
     drawn = torch.stack(
         [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(300)]
     )
-    assert drawn[:, 0].all()
+    assert (drawn[:, 0] == 1).all()
     assert not drawn[:, 1].any()
     found.move(torch.ones(6).double(), WORTH)
     assert found.value[1] == 0, "a removed structure came back"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -10,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune import auto_gate
+from fxprune.controllers.bernoulli import HALF
 from fxprune.controllers.slopes import Slopes
 from fxprune.gated import GatedModule
 
 N = 6
 
 
+@functools.cache
 def tiny() -> tuple[GatedModule, Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -33,43 +36,65 @@ def entropy(outputs: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(0.3 * outputs, y.argmax(1))
 
 
-def losses_and_slopes(loss) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every mask, shape (2**N, N), its loss and the slopes of the loss by its gates."""
+def loss_and_slopes(loss, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss at some gates, shape (N,), and its slopes by them."""
     gated, x, y = tiny()
-    masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=N)), dtype=torch.float64)
-    values, slopes = [], []
-    for mask in masks:
-        gated.sampled_gates = mask.clone().requires_grad_()
-        value = loss(gated(x), y)
-        value.backward()
-        values.append(value.detach())
-        slopes.append(gated.sampled_gates.grad)
-    return masks, torch.stack(values), torch.stack(slopes)
+    gated.sampled_gates = gates.clone().requires_grad_()
+    value = loss(gated(x), y)
+    value.backward()
+    return value.detach(), gated.sampled_gates.grad
 
 
-def exact(masks: Tensor, values: Tensor, theta: Tensor) -> Tensor:
+MASKS = torch.tensor(list(itertools.product((0.0, 1.0), repeat=N)), dtype=torch.float64)
+
+
+def losses_and_slopes(loss) -> tuple[Tensor, Tensor]:
+    """Return the loss at every mask, shape (2**N,), and its slopes by the gates, (2**N, N)."""
+    values, slopes = zip(*(loss_and_slopes(loss, mask) for mask in MASKS), strict=True)
+    return torch.stack(values), torch.stack(slopes)
+
+
+def chances(theta: Tensor) -> Tensor:
+    """Return the probability of every mask, shape (2**N,)."""
+    return torch.where(MASKS > 0, theta, 1 - theta).prod(1)
+
+
+def exact(values: Tensor, theta: Tensor) -> Tensor:
     """Return the gradient of the expected loss by theta: it is linear in each of them."""
     found = []
     for i in range(N):
         others = [j for j in range(N) if j != i]
-        chance = torch.where(masks[:, others] > 0, theta[others], 1 - theta[others]).prod(1)
-        found.append((chance * values * (2 * masks[:, i] - 1)).sum())
+        chance = torch.where(MASKS[:, others] > 0, theta[others], 1 - theta[others]).prod(1)
+        found.append((chance * values * (2 * MASKS[:, i] - 1)).sum())
     return torch.stack(found)
 
 
-def estimated(masks: Tensor, slopes: Tensor, theta: Tensor) -> Tensor:
-    """Return what the estimate tends to: the mean over both ends of the mean slopes there."""
-    chance = torch.where(masks > 0, theta, 1 - theta).prod(1)
+def at_both_ends(loss, theta: Tensor) -> Tensor:
+    """Return what one estimate tends to: the mean over both ends of the mean slopes there."""
+    _, slopes = losses_and_slopes(loss)
     found = []
     for i in range(N):
         ends = []
         for end in (0, 1):
-            at = (masks[:, i] == end) * chance
+            at = (MASKS[:, i] == end) * chances(theta)
             ends.append((at * slopes[:, i]).sum() / at.sum())
         found.append(sum(ends) / 2)
     return torch.stack(found)
 
 
+def in_the_middle(loss, theta: Tensor) -> Tensor:
+    """Return what the other tends to: the mean slope at a gate that is half open."""
+    found = []
+    for i in range(N):
+        chance = chances(theta) * (MASKS[:, i] > 0)
+        gates = MASKS.clone()
+        gates[:, i] = HALF
+        slopes = torch.stack([loss_and_slopes(loss, row)[1][i] for row in gates])
+        found.append((chance * slopes).sum() / chance.sum())
+    return torch.stack(found)
+
+
+RULES = {"both ends": at_both_ends, "middle": in_the_middle}
 THETAS = {
     "halves": torch.full((N,), 0.5, dtype=torch.float64),
     "between": torch.linspace(0.1, 0.9, N, dtype=torch.float64),
@@ -78,92 +103,113 @@ THETAS = {
 
 
 @pytest.mark.parametrize("theta", THETAS.values(), ids=THETAS)
-def test_the_estimate_is_unbiased_where_the_loss_is_quadratic_in_each_gate(theta) -> None:
-    masks, values, slopes = losses_and_slopes(squares)
-    torch.testing.assert_close(
-        estimated(masks, slopes, theta), exact(masks, values, theta), rtol=0, atol=1e-12
-    )
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_rules_are_unbiased_where_the_loss_is_quadratic_in_each_gate(rule, theta) -> None:
+    values, _ = losses_and_slopes(squares)
+    torch.testing.assert_close(rule(squares, theta), exact(values, theta), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("theta", THETAS.values(), ids=THETAS)
-def test_its_bias_for_cross_entropy_is_small_where_no_gate_decides_alone(theta) -> None:
-    masks, values, slopes = losses_and_slopes(entropy)
-    true = exact(masks, values, theta)
-    off = (estimated(masks, slopes, theta) - true).abs().max()
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_their_bias_for_cross_entropy_is_small_where_no_gate_decides_alone(rule, theta) -> None:
+    values, _ = losses_and_slopes(entropy)
+    true = exact(values, theta)
+    off = (rule(entropy, theta) - true).abs().max()
     assert off < 0.05 * true.abs().max()
 
 
 def test_the_plain_mean_of_the_slopes_is_biased() -> None:
     """Or there would be no need to keep the two ends apart."""
-    masks, values, slopes = losses_and_slopes(squares)
+    values, slopes = losses_and_slopes(squares)
     theta = THETAS["between"]
-    chance = torch.where(masks > 0, theta, 1 - theta).prod(1)
-    mean = (chance[:, None] * slopes).sum(0)
-    true = exact(masks, values, theta)
+    mean = (chances(theta)[:, None] * slopes).sum(0)
+    true = exact(values, theta)
     assert (mean - true).abs().max() > 0.1 * true.abs().max()
 
 
 def test_running_means_find_it_by_sampling() -> None:
     """With windows as long as the run, and the prior's weight against so many samples."""
-    masks, values, slopes = losses_and_slopes(squares)
+    values, _ = losses_and_slopes(squares)
     theta = THETAS["halves"]
-    found = Slopes(torch.zeros(N, dtype=torch.int64), windows=(10**9, 10**9))
-    rows = torch.randint(len(masks), (4000,), generator=torch.Generator().manual_seed(0))
+    found = Slopes(torch.zeros(N, dtype=torch.int64), windows=(10**9,) * 3)
+    generator = torch.Generator().manual_seed(0)
     counted = torch.ones(N, dtype=torch.bool)
-    for row in rows.tolist():
-        found.add(slopes[row], masks[row] > 0, counted)
-    true = exact(masks, values, theta)
-    spread = slopes.std(0) / (len(rows) / 2) ** 0.5
-    assert ((found.effects() - true).abs() < 4 * spread).all()
+    gates = torch.tensor([0.0, HALF, 1.0], dtype=torch.float64)
+    kinds = torch.multinomial(torch.tensor([0.4, 0.2, 0.4]), 3000 * N, True, generator=generator)
+    noise = []
+    for sample in gates[kinds].view(-1, N):
+        slopes = loss_and_slopes(squares, sample)[1]
+        noise.append(slopes)
+        found.add(slopes, sample, counted)
+    spread = torch.stack(noise).std(0) / (0.6 * len(noise)) ** 0.5
+    # Neighbours that are half open shift the expectation, by what theta of them does.
+    true = exact(values, theta)
+    assert ((found.effects() - true).abs() < 4 * spread + 0.02 * true.abs().max()).all()
 
 
-def test_rare_ends_borrow_from_their_group() -> None:
+ALL = torch.ones(3, dtype=torch.bool)
+
+
+def gates_of(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_rare_gates_borrow_from_their_group() -> None:
     found = Slopes(torch.tensor([0, 0, 1]))
-    sample = torch.tensor([False, True, True])
-    found.add(torch.tensor([-3.0, 0.5, 0.25], dtype=torch.float64), sample, torch.ones(3).bool())
+    found.add(gates_of(-3.0, 0.5, 0.25), gates_of(0, 1, 1), ALL)
     # Unit 0 was seen closed, unit 1 was not but is of its group, unit 2 has no such neighbour.
-    torch.testing.assert_close(
-        found.effects(), torch.tensor([-1.5, -1.25, 0.125], dtype=torch.float64)
-    )
+    torch.testing.assert_close(found.effects(), gates_of(-1.5, -1.5, 0.0))
+
+
+@pytest.mark.parametrize(("gate", "expected"), [(0.0, -1.0), (HALF, -3.0)])
+def test_closed_gates_need_open_ones_and_half_open_ones_do_not(gate, expected) -> None:
+    found = Slopes(torch.tensor([0]))
+    for value, at in ((-3.0, gate), (1.0, 1.0)):
+        found.add(gates_of(value), gates_of(at), ALL[:1])
+    assert found.effects().item() == pytest.approx(expected)
+
+
+def test_both_rules_count_by_their_samples() -> None:
+    found = Slopes(torch.tensor([0]))
+    for value, at in ((-4.0, 0), (0.0, 1), (-1.0, HALF), (-2.0, HALF), (-3.0, HALF)):
+        found.add(gates_of(value), gates_of(at), ALL[:1])
+    assert found.effects().item() == pytest.approx((1 * -2 + 3 * -2) / 4)
 
 
 def test_of_the_group_only_those_alive_count() -> None:
     found = Slopes(torch.tensor([0, 0, 0]))
-    slopes = torch.tensor([-3.0, 5.0, 0.0], dtype=torch.float64)
-    found.add(slopes, torch.tensor([False, False, True]), torch.ones(3).bool())
+    found.add(gates_of(-3, 5, 0), gates_of(0, 0, 1), ALL)
     alive = torch.tensor([True, False, True])
     assert found.effects(alive)[2] == pytest.approx(-1.5)
     assert found.effects()[2] == pytest.approx(0.5)
 
 
 def test_what_does_not_count_changes_nothing() -> None:
-    found = Slopes(torch.tensor([0, 0]))
-    found.add(torch.ones(2).double(), torch.tensor([True, False]), torch.tensor([True, False]))
-    found.add(torch.ones(2).double(), torch.tensor([True, True]), torch.tensor([True, False]))
-    torch.testing.assert_close(found.effects(), torch.tensor([0.5, 0.0], dtype=torch.float64))
+    found = Slopes(torch.tensor([0, 1]))
+    counted = torch.tensor([True, False])
+    found.add(gates_of(1, 1), gates_of(HALF, HALF), counted)
+    assert found.effects().tolist() == [1.0, 0.0]
 
 
 def test_windows_forget() -> None:
-    found = Slopes(torch.tensor([0]), windows=(1, 1))
+    found = Slopes(torch.tensor([0]), windows=(1, 1, 1))
     for value in (5.0, 1.0):
-        for end in (True, False):
-            found.add(torch.tensor([value]).double(), torch.tensor([end]), torch.tensor([True]))
-    torch.testing.assert_close(found.effects(), torch.tensor([1.0], dtype=torch.float64))
+        for gate in (0, HALF, 1):
+            found.add(gates_of(value), gates_of(gate), ALL[:1])
+    assert found.effects().item() == pytest.approx(1.0)
 
 
 def test_taking_units_keeps_what_is_known_of_them() -> None:
     found = Slopes(torch.tensor([0, 0, 1]))
-    for end in (True, False):
-        found.add(
-            torch.tensor([1.0, 2.0, 3.0]).double(), torch.full((3,), end), torch.ones(3).bool()
-        )
+    for gate in (0, 1):
+        found.add(gates_of(1, 2, 3), gates_of(gate, gate, gate), ALL)
     found.take(torch.tensor([1, 2]), torch.tensor([0, 1]))
     assert found.effects().tolist() == pytest.approx([2.0, 3.0])
 
 
 def test_a_state_comes_back() -> None:
     found, other = Slopes(torch.tensor([0, 0])), Slopes(torch.tensor([0, 0]))
-    found.add(torch.tensor([1.0, 2.0]).double(), torch.tensor([True, False]), torch.ones(2).bool())
+    found.add(gates_of(1, 2), gates_of(HALF, 0), ALL[:2])
     other.load_state_dict(found.state_dict())
     assert torch.equal(found.effects(), other.effects())
     with pytest.raises(RuntimeError):
