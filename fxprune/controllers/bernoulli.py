@@ -8,19 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["EXPLORE", "HALF", "Block", "Thetas"]
-
-EXPLORE = 0.1
-"""Share of the open gates that stand half open in a sample.
-
-What a structure is worth does not show while its gate is open, see `fxprune.controllers.slopes`,
-and where theta is 1 it always is. Closing it tells no more than opening it by half, and disturbs
-the weights much more: closing one gate in 20 instead cost 10 points of accuracy where whole
-residual branches are gates (tools/bench/complexity.py, glyphs/resnet20, 10 % of the MACs).
-"""
+__all__ = ["HALF", "Block", "Thetas"]
 
 HALF = 0.5
-"""What such a gate is set to."""
+"""What an open gate that explores is set to.
+
+What a structure is worth does not show while its gate is open, see `fxprune.controllers.slopes`,
+and where theta is 1 it always is. Opening it by half tells as much as closing it, and disturbs the
+weights less.
+"""
 
 _TENSORS = "value", "removed", "fixed", "_given"
 _SETTLED = 0.05  # a theta nearer than this to 0 or 1 has settled
@@ -51,6 +47,8 @@ class Thetas:
     blocks : sequence of Block
     fixed : bool Tensor, shape (n_units,)
         Structures that stay whatever happens; they are not drawn.
+    explore : float
+        Share of the open gates that stand half open in a sample.
 
     Attributes
     ----------
@@ -61,8 +59,9 @@ class Thetas:
     fixed : bool Tensor, shape (n_units,)
     """
 
-    def __init__(self, blocks: Sequence[Block], fixed: Tensor) -> None:
+    def __init__(self, blocks: Sequence[Block], fixed: Tensor, explore: float) -> None:
         self._blocks = list(blocks)
+        self._explore = explore
         self.value = torch.ones(len(fixed), dtype=torch.float64)
         self.removed = torch.zeros_like(fixed)
         self.fixed = fixed.clone()
@@ -92,7 +91,7 @@ class Thetas:
         """
         chance = torch.where(self.fixed, 1.0, torch.where(self.removed, 0.0, self.value))
         opened = uniform < chance
-        explores = opened & self.free & (uniform >= (1 - EXPLORE) * chance)
+        explores = opened & self.free & (uniform >= (1 - self._explore) * chance)
         sample = torch.where(explores, HALF, opened.double())
         for block in self._blocks:
             if block.least and not bool(sample[block.at].any()):

@@ -150,7 +150,7 @@ class ComplexityAware:
         alpha, beta = check_share("alpha", alpha), check_share("beta", beta)
         self._term = Complexity(gated, alpha, beta)
         self._aim = aim_of(gated, self._term, nu, macs, params, self._round_to)
-        self._search = Search(gated, self._term, self._aim, self._round_to)
+        self._search = Search(gated, self._term, self._aim, self._round_to, self._timing.explored)
         self._arguments = self._describe()
         self._generator = torch.Generator().manual_seed(same_on_all_ranks(seed, self._device))
         self.steps_done = 0

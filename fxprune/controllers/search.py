@@ -102,6 +102,8 @@ class Search:
     term : Complexity
     aim : Aim
     round_to : int
+    explored : float
+        See `Thetas`.
 
     Attributes
     ----------
@@ -112,8 +114,11 @@ class Search:
         The number of each unit in the model before it was shrunk.
     """
 
-    def __init__(self, gated: GatedModule, term: Complexity, aim: Aim, round_to: int) -> None:
+    def __init__(
+        self, gated: GatedModule, term: Complexity, aim: Aim, round_to: int, explored: float
+    ) -> None:
         self._gated, self._term, self._aim, self._round_to = gated, term, aim, round_to
+        self._explored = explored
         self.nu: float | None = None
         self._whole = gated.plan.n_units
         self.units = torch.arange(self._whole)
@@ -121,7 +126,8 @@ class Search:
 
     def _begin(self) -> None:
         """Begin anew with the units that there are."""
-        self.thetas = Thetas(blocks_of(self._gated, self._round_to), self._term.weights() == 0)
+        blocks, fixed = blocks_of(self._gated, self._round_to), self._term.weights() == 0
+        self.thetas = Thetas(blocks, fixed, self._explored)
         self._slopes = Slopes(_group_numbers(self._gated))
 
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -135,7 +141,7 @@ class Search:
 
     @property
     def helping(self) -> float:
-        """Share of the structures that seem to help: half of them where slopes are only noise."""
+        """Share of the structures seen to help: half of them where slopes are only noise."""
         return self._slopes.helping(self.thetas.free)
 
     def measure(self, slopes: Tensor, sample: Tensor) -> None:

@@ -14,6 +14,9 @@ Both are exact for every loss that is at most quadratic in this one gate, howeve
 the others, and else off by a twelfth and a 24th of its third derivative at most. Where the weights
 are trained, ``E[d | xi = 1]`` is about 0, because a weight and its gate scale the same value:
 slopes at open gates alone, or a plain mean of ``d``, would leave every theta between 0 and 1.
+
+Gates that are not open disturb training, so they are rare, and what is known of a structure is
+uncertain: its group's mean counts for some samples, and in doubt it helps.
 """
 
 from __future__ import annotations
@@ -28,12 +31,17 @@ from fxprune.controllers.bernoulli import HALF
 __all__ = ["Slopes"]
 
 _GATES = 0.0, HALF, 1.0
+_TENSORS = "_means", "_squares", "_seen"
 _WINDOWS = 10, 10, 20
 """Samples that a mean remembers at closed, half open and open gates: weights move on, and all but
 open gates are seen less often."""
 
 _PRIOR = 2
 """How many samples the mean of a unit's group counts for, in place of those not yet seen."""
+
+_DOUBT = 1.0
+"""By how many standard errors a structure is taken for more useful than it was measured: without,
+noise alone removes structures that cost next to nothing."""
 
 
 class Slopes:
@@ -47,12 +55,15 @@ class Slopes:
         How many samples are remembered at closed, half open and open gates.
     """
 
+    _means: Tensor
+    _squares: Tensor
+    _seen: Tensor
+
     def __init__(self, groups: Tensor, windows: tuple[int, int, int] = _WINDOWS) -> None:
         self._groups = groups
         self._windows = windows
-        shape = len(_GATES), len(groups)
-        self._means = torch.zeros(shape, dtype=torch.float64)
-        self._seen = torch.zeros(shape, dtype=torch.float64)
+        for name in _TENSORS:
+            setattr(self, name, torch.zeros(len(_GATES), len(groups), dtype=torch.float64))
 
     def add(self, slopes: Tensor, sample: Tensor, counted: Tensor) -> None:
         """Take note of one step.
@@ -68,44 +79,65 @@ class Slopes:
         for at, (gate, window) in enumerate(zip(_GATES, self._windows, strict=True)):
             hit = counted & (sample == gate)
             seen = (self._seen[at] + 1).clamp_max(window)
-            moved = self._means[at] + (slopes - self._means[at]) / seen
+            for mean, value in ((self._means[at], slopes), (self._squares[at], slopes.square())):
+                mean += torch.where(hit, (value - mean) / seen, 0.0)
             self._seen[at] = torch.where(hit, seen, self._seen[at])
-            self._means[at] = torch.where(hit, moved, self._means[at])
 
-    def effects(self, alive: Tensor | None = None) -> Tensor:
-        """Return how much the loss changes by each structure, shape (n_units,); below 0 it helps.
-
-        Gates that are not open are rare: until there are enough samples of a unit, its group's mean
-        counts, that of the units which are `alive`, a bool Tensor, if it is given.
-        """
+    def _measured(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what both rules say, of how many samples, and the sum of their variances."""
         (closed, half, opened), (n_closed, n_half, _) = self._means, self._seen
         seen = n_closed + n_half
         own = (n_closed * (closed + opened) / 2 + n_half * half) / seen.clamp_min(1)
-        telling = seen if alive is None else torch.where(alive, seen, 0.0)
-        n = int(self._groups[-1]) + 1 if len(self._groups) else 0
-        zeros = own.new_zeros(n)
-        total = zeros.index_add(0, self._groups, own * telling)
-        mean = total / zeros.index_add(0, self._groups, telling).clamp_min(1)
-        effects: Tensor = (own * telling + _PRIOR * mean[self._groups]) / (telling + _PRIOR)
-        return effects
+        # Of the slopes' squares, not of their spread: a few samples alike are no certainty.
+        return own, seen, n_closed * self._squares[0] / 4 + n_half * self._squares[1]
+
+    def effects(self, alive: Tensor) -> Tensor:
+        """Return how much the loss changes by each structure, shape (n_units,); below 0 it helps.
+
+        Parameters
+        ----------
+        alive : bool Tensor, shape (n_units,)
+            The structures that are still there: what their groups' means are of.
+        """
+        own, seen, variance = self._measured()
+        known = torch.where(alive, seen, 0.0)
+        effect = self._with_group(own * known, known)
+        spread = self._with_group(torch.where(alive, variance, 0.0), known)
+        return effect - _DOUBT * (spread / (known + _PRIOR)).sqrt()
+
+    def _with_group(self, sums: Tensor, known: Tensor) -> Tensor:
+        """Return means of what was summed over so many samples, with a prior from the group."""
+        if not len(sums):
+            return sums
+        zeros = sums.new_zeros(int(self._groups[-1]) + 1)
+        total = zeros.index_add(0, self._groups, sums)
+        mean = total / zeros.index_add(0, self._groups, known).clamp_min(1)
+        return (sums + _PRIOR * mean[self._groups]) / (known + _PRIOR)
 
     def helping(self, which: Tensor) -> float:
-        """Return the share of some structures, given as a bool Tensor, that seem to help."""
-        chosen = self.effects()[which]
+        """Return the share of some structures, given as a bool Tensor, that were seen to help.
+
+        Of those that were seen at closed or half open gates.
+        """
+        own, seen, _ = self._measured()
+        chosen = own[which & (seen > 0)]
         return float((chosen < 0).double().mean()) if len(chosen) else 0.0
 
     def take(self, kept: Tensor, groups: Tensor) -> None:
         """Forget all but some units; `groups` numbers the groups of these."""
         self._groups = groups
-        self._means, self._seen = self._means[:, kept], self._seen[:, kept]
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name)[:, kept])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is remembered."""
-        return {"means": self._means.clone(), "seen": self._seen.clone()}
+        return {name[1:]: getattr(self, name).clone() for name in _TENSORS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
-        self._means, self._seen = (_checked(state[k], self._means) for k in ("means", "seen"))
+        loaded = {name: _checked(state[name[1:]], getattr(self, name)) for name in _TENSORS}
+        for name, tensor in loaded.items():
+            setattr(self, name, tensor)
 
 
 def _checked(value: Tensor, like: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.controllers.bernoulli import EXPLORE, HALF, Block, Thetas
+from fxprune.controllers.bernoulli import HALF, Block, Thetas
+
+EXPLORE = 0.1
 
 
 def thetas(n: int = 6, blocks: list[Block] | None = None, fixed: list[int] | None = None) -> Thetas:
     mask = torch.zeros(n, dtype=torch.bool)
     mask[fixed or []] = True
-    return Thetas(blocks or [Block(slice(0, n), 1, 1)], mask)
+    return Thetas(blocks or [Block(slice(0, n), 1, 1)], mask, EXPLORE)
 
 
 def step(*values: float) -> Tensor:

@@ -127,6 +127,7 @@ def test_the_plain_mean_of_the_slopes_is_biased() -> None:
     assert (mean - true).abs().max() > 0.1 * true.abs().max()
 
 
+@pytest.mark.usefixtures("certain")
 def test_running_means_find_it_by_sampling() -> None:
     """With windows as long as the run, and the prior's weight against so many samples."""
     values, _ = losses_and_slopes(squares)
@@ -144,7 +145,8 @@ def test_running_means_find_it_by_sampling() -> None:
     spread = torch.stack(noise).std(0) / (0.6 * len(noise)) ** 0.5
     # Neighbours that are half open shift the expectation, by what theta of them does.
     true = exact(values, theta)
-    assert ((found.effects() - true).abs() < 4 * spread + 0.02 * true.abs().max()).all()
+    off = (found.effects(counted) - true).abs()
+    assert (off < 4 * spread + 0.02 * true.abs().max()).all()
 
 
 ALL = torch.ones(3, dtype=torch.bool)
@@ -154,63 +156,93 @@ def gates_of(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_rare_gates_borrow_from_their_group() -> None:
-    found = Slopes(torch.tensor([0, 0, 1]))
-    found.add(gates_of(-3.0, 0.5, 0.25), gates_of(0, 1, 1), ALL)
-    # Unit 0 was seen closed, unit 1 was not but is of its group, unit 2 has no such neighbour.
-    torch.testing.assert_close(found.effects(), gates_of(-1.5, -1.5, 0.0))
+@pytest.fixture
+def certain(monkeypatch) -> None:
+    """Let what was measured stand alone: no prior, no doubt."""
+    monkeypatch.setattr("fxprune.controllers.slopes._PRIOR", 1e-9)
+    monkeypatch.setattr("fxprune.controllers.slopes._DOUBT", 0.0)
+
+
+def taught(*seen: tuple[tuple[float, ...], tuple[float, ...]], groups: list[int]) -> Slopes:
+    """Return what is known after some steps, each with its slopes and its gates."""
+    found = Slopes(torch.tensor(groups))
+    for slopes, gates in seen:
+        found.add(gates_of(*slopes), gates_of(*gates), torch.ones(len(groups), dtype=torch.bool))
+    return found
 
 
 @pytest.mark.parametrize(("gate", "expected"), [(0.0, -1.0), (HALF, -3.0)])
+@pytest.mark.usefixtures("certain")
 def test_closed_gates_need_open_ones_and_half_open_ones_do_not(gate, expected) -> None:
-    found = Slopes(torch.tensor([0]))
-    for value, at in ((-3.0, gate), (1.0, 1.0)):
-        found.add(gates_of(value), gates_of(at), ALL[:1])
-    assert found.effects().item() == pytest.approx(expected)
+    found = taught(((-3.0,), (gate,)), ((1.0,), (1.0,)), groups=[0])
+    assert found.effects(ALL[:1]).item() == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("certain")
 def test_both_rules_count_by_their_samples() -> None:
-    found = Slopes(torch.tensor([0]))
-    for value, at in ((-4.0, 0), (0.0, 1), (-1.0, HALF), (-2.0, HALF), (-3.0, HALF)):
-        found.add(gates_of(value), gates_of(at), ALL[:1])
-    assert found.effects().item() == pytest.approx((1 * -2 + 3 * -2) / 4)
+    steps = [(-4.0, 0), (0.0, 1), (-1.0, HALF), (-2.0, HALF), (-4.5, HALF)]
+    found = taught(*(((slope,), (gate,)) for slope, gate in steps), groups=[0])
+    assert found.effects(ALL[:1]).item() == pytest.approx((1 * -2 + 3 * -2.5) / 4)
 
 
-def test_of_the_group_only_those_alive_count() -> None:
-    found = Slopes(torch.tensor([0, 0, 0]))
-    found.add(gates_of(-3, 5, 0), gates_of(0, 0, 1), ALL)
+def test_rare_gates_borrow_from_their_group(monkeypatch) -> None:
+    monkeypatch.setattr("fxprune.controllers.slopes._DOUBT", 0.0)
+    found = taught(((-3.0, 0.5, 0.25), (HALF, 1, 1)), groups=[0, 0, 1])
+    # Unit 0 was seen half open, unit 1 was not but is of its group, unit 2 has no such neighbour.
+    assert found.effects(ALL).tolist() == pytest.approx([-3.0, -3.0, 0.0])
+
+
+def test_of_the_group_only_those_alive_count(monkeypatch) -> None:
+    monkeypatch.setattr("fxprune.controllers.slopes._DOUBT", 0.0)
+    found = taught(((-3, 5, 0), (HALF, HALF, 1)), groups=[0, 0, 0])
     alive = torch.tensor([True, False, True])
-    assert found.effects(alive)[2] == pytest.approx(-1.5)
-    assert found.effects()[2] == pytest.approx(0.5)
+    assert found.effects(alive)[2] == pytest.approx(-3.0)
+    assert found.effects(ALL)[2] == pytest.approx(1.0)
 
 
+def test_in_doubt_a_structure_helps() -> None:
+    """Slopes of either sign by turns: noise, which must not remove what costs nothing."""
+    steps = [((slope,), (HALF,)) for slope in (1.0, -1.0, 1.0)]
+    assert taught(*steps, groups=[0]).effects(ALL[:1]).item() < 0
+    certain = [((1.0,), (HALF,))] * 10
+    assert taught(*certain, groups=[0]).effects(ALL[:1]).item() > 0
+
+
+def test_the_share_that_helps_is_of_those_seen() -> None:
+    found = taught(((-1.0, 1.0, -9.0, -1.0), (HALF, HALF, 1, 0)), groups=[0, 0, 0, 0])
+    everything = torch.ones(4, dtype=torch.bool)
+    assert found.helping(everything) == pytest.approx(2 / 3)
+    assert found.helping(torch.tensor([False, False, True, False])) == 0
+
+
+@pytest.mark.usefixtures("certain")
 def test_what_does_not_count_changes_nothing() -> None:
     found = Slopes(torch.tensor([0, 1]))
     counted = torch.tensor([True, False])
     found.add(gates_of(1, 1), gates_of(HALF, HALF), counted)
-    assert found.effects().tolist() == [1.0, 0.0]
+    assert found.effects(ALL[:2]).tolist() == pytest.approx([1.0, 0.0])
 
 
+@pytest.mark.usefixtures("certain")
 def test_windows_forget() -> None:
     found = Slopes(torch.tensor([0]), windows=(1, 1, 1))
     for value in (5.0, 1.0):
         for gate in (0, HALF, 1):
             found.add(gates_of(value), gates_of(gate), ALL[:1])
-    assert found.effects().item() == pytest.approx(1.0)
+    assert found.effects(ALL[:1]).item() == pytest.approx(1.0)
 
 
 def test_taking_units_keeps_what_is_known_of_them() -> None:
-    found = Slopes(torch.tensor([0, 0, 1]))
-    for gate in (0, 1):
-        found.add(gates_of(1, 2, 3), gates_of(gate, gate, gate), ALL)
+    steps = [((1.0, 2.0, 3.0), (gate,) * 3) for gate in (0, HALF, 1)]
+    found, alone = (taught(*steps, groups=[0, 0, 1]), taught(*steps, groups=[0, 0, 1]))
     found.take(torch.tensor([1, 2]), torch.tensor([0, 1]))
-    assert found.effects().tolist() == pytest.approx([2.0, 3.0])
+    alive = torch.tensor([False, True, True])
+    assert torch.equal(found.effects(ALL[:2]), alone.effects(alive)[1:])
 
 
 def test_a_state_comes_back() -> None:
-    found, other = Slopes(torch.tensor([0, 0])), Slopes(torch.tensor([0, 0]))
-    found.add(gates_of(1, 2), gates_of(HALF, 0), ALL[:2])
+    found, other = taught(((1, 2), (HALF, 0)), groups=[0, 0]), Slopes(torch.tensor([0, 0]))
     other.load_state_dict(found.state_dict())
-    assert torch.equal(found.effects(), other.effects())
+    assert torch.equal(found.effects(ALL[:2]), other.effects(ALL[:2]))
     with pytest.raises(RuntimeError):
         Slopes(torch.zeros(3, dtype=torch.int64)).load_state_dict(found.state_dict())
