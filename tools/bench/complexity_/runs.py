@@ -24,9 +24,15 @@ from fxprune.latency import compare_latency
 
 __all__ = ["Run", "all_runs", "do"]
 
-NUS = (0.3, 1.0, 3.0, 10.0)
 KINDS = {"units": 0.0, "layers": 1.0, "both": 0.5}
 """What may leave, with its beta."""
+
+NUS = {
+    "units": (0.3, 1.0, 3.0, 10.0),
+    "layers": (0.3, 1.0, 1.5, 2.0, 3.0, 10.0),
+    "both": (0.3, 1.0, 3.0, 10.0),
+}
+"""The prices; layers leave all at once or not at all, between two of these."""
 
 _CURVES = (
     Task("digits", "resnet20", 1.0, 10, 0.1),
@@ -34,6 +40,7 @@ _CURVES = (
     Task("glyphs", "mobilenet_v2", 1.0, 10, 0.1),
 )
 _DEEP = Task("glyphs", "resnet56", 1.0, 8, 0.1)
+_DEEP_NU = 1.0
 _TIMES = (
     Task("digits", "resnet18", 0.1, 10, 0.05),
     Task("glyphs", "resnet20", 0.1, 8, 0.2),
@@ -57,9 +64,9 @@ def all_runs(seeds: tuple[int, ...]) -> Iterator[Run]:
     """Yield every run of the bench; times and latencies are measured for the first seed only."""
     for seed in seeds:
         for task in _CURVES:
-            yield from _curve(task, seed, (1.0, 0.0), NUS)
+            yield from _curve(task, seed, (1.0, 0.0))
     first = seeds[0]
-    yield from _curve(_DEEP, first, (1.0,), (3.0,))
+    yield from _curve(_DEEP, first, (1.0,), (_DEEP_NU,))
     for task in _TIMES:
         yield Run(("time", task.data, task.net, "shrinking", f"{task.target:g}", first), task)
     target = f"{_LATENCY.target:g}"
@@ -67,11 +74,11 @@ def all_runs(seeds: tuple[int, ...]) -> Iterator[Run]:
 
 
 def _curve(
-    task: Task, seed: int, alphas: tuple[float, ...], nus: tuple[float, ...]
+    task: Task, seed: int, alphas: tuple[float, ...], nus: tuple[float, ...] | None = None
 ) -> Iterator[Run]:
     for alpha in alphas:
         for kind in KINDS if alpha == 1 else ("both",):
-            for nu in nus:
+            for nu in nus or NUS[kind]:
                 value = f"alpha {alpha:g} nu {nu:g}"
                 yield Run(("curve", task.data, task.net, kind, value, seed), task, alpha, nu)
 
