@@ -211,14 +211,15 @@ class ComplexityAware:
         slopes = self._slopes()
         self.steps_done += 1
         finite = bool(torch.isfinite(slopes).all())
-        if finite and self._timing.measures(self.steps_done):
+        measures = self._timing.measures(self.steps_done)
+        if finite and measures:
             self._search.measure(slopes, self._sample)
         if not finite:
             _log.warning("step %d: the loss is not finite; skipped", self.steps_done)
         timing = self._timing
         if timing.began is not None:
             gone = timing.gone(self.steps_done)
-            self._expected = self._search.move(gone, timing.length)
+            self._expected = self._search.move(gone, timing.length, last=not measures)
             self._close_removed()
         elif timing.may_begin(self.steps_done, self._search.helping):
             timing.began = self.steps_done

@@ -50,7 +50,7 @@ class Market:
     prices: Tensor
     free: Tensor
     rate: float
-    sharpness: float = 4.0
+    sharpness: float
 
     def step(self, nu: float) -> Tensor:
         """Return the step of every theta at a price, before projection."""

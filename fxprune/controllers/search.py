@@ -30,9 +30,9 @@ _STEPS_ACROSS = 12
 _LONGEST = 0.25
 """No theta moves by more in a step: prices are those of where it came from."""
 
-_DECISIVE = 40.0
-"""Sharpness of the steps once budget or price have arrived: thetas that hesitate go to the end that
-their slope points at."""
+_PATIENT, _DECISIVE, _FINAL = 4.0, 40.0, 1e9
+"""Sharpness of the steps: on the way; once budget or price have arrived, when thetas that hesitate
+go to the end that their slope points at; and when nothing new is learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Search:
         """Take note of the slopes of a loss by the gates of a sample, float64, (n_units,)."""
         self._slopes.add(slopes, sample, self.thetas.free)
 
-    def move(self, gone: float, steps: int) -> float:
+    def move(self, gone: float, steps: int, last: bool = False) -> float:
         """Let thetas take a step.
 
         Parameters
@@ -157,6 +157,8 @@ class Search:
             How far budget or price have come; 1 and more: they have arrived.
         steps : int
             Length of the whole search.
+        last : bool
+            Whether `measure` is not called any more.
 
         Returns
         -------
@@ -170,7 +172,7 @@ class Search:
             self._term.mixed(prices),
             self.thetas.free,
             rate=min(_LONGEST, _STEPS_ACROSS / steps),
-            **({"sharpness": _DECISIVE} if gone >= 1 else {}),
+            sharpness=_FINAL if last else _DECISIVE if gone >= 1 else _PATIENT,
         )
         aim = self._aim
         if aim.target is None:

@@ -24,10 +24,9 @@ _PACE = 0.8
 price to rise to what was given."""
 
 
-_STILL = 0.9
-"""Share of the search after which what is known of the structures stands still, so that thetas
-which noise drives to and fro end at 0 or 1: what is left is enough for one to cross."""
-
+_STILL, _CROSSING = 0.1, 4
+"""Share of the search, and least number of its steps, in which in the end nothing new is learnt, so
+that thetas which noise drives to and fro come to 0 or 1: enough for one to cross."""
 
 _SAMPLES = 15
 """So often should a structure have been seen half open when the search begins at the latest."""
@@ -83,7 +82,9 @@ class Timing:
 
     def measures(self, step: int) -> bool:
         """Return whether the slopes of this step still count."""
-        return self.began is None or step - self.began <= _STILL * self.length
+        if self.began is None:
+            return True
+        return self.length - (step - self.began) >= max(_CROSSING, _STILL * self.length)
 
     def gone(self, step: int) -> float:
         """Return how far budget or price should have come; 1 and more: they have arrived."""

@@ -22,6 +22,7 @@ def market(effects=None, rate: float = 0.1, theta: float = 1.0, free=None) -> Ma
         prices,
         torch.ones(N, dtype=torch.bool) if free is None else free,
         rate,
+        sharpness=4.0,
     )
 
 
