@@ -168,8 +168,6 @@ def run_demo(
         round_to=_ROUND_TO,
         seed=seed,
         device="cpu",
-        # Masked to the end: what a shrunk network computes says nothing about the cut.
-        shrink=False,
         # A run this short is not resumed: its folder is gone at the end.
         checkpoint_every=1 << 30,
     )

@@ -36,12 +36,24 @@ def page(rows: Sequence[Row], command: str) -> str:
         "",
         "Accuracy on all test images, of the compact network. MACs and parameters: share of the "
         "dense network's. Settled: share of the thetas within 0.05 of 0 or 1 when masks were "
-        "fixed.",
+        f"fixed; the others were resolved to the nearer end.{_settled(rows)}",
         "",
     ]
     for place, own in _places(rows, "curve").items():
         lines += [f"## Trade-off: {place}", "", table(_curve(own), _CURVE, "markdown"), ""]
     return "\n".join([*lines, *_times(rows), *_latencies(rows)]).rstrip() + "\n"
+
+
+def _settled(rows: Iterable[Row]) -> str:
+    """Return in a sentence how many thetas had settled, over all runs that have some."""
+    trained = [row for row in rows if row.settled >= 0]
+    if not trained:
+        return ""
+    least = min(trained, key=lambda row: row.settled)
+    return (
+        f" Mean over the runs {percent(_mean(trained, 'settled'))}, least {percent(least.settled)} "
+        f"({least.net} on {least.task}, {least.kind}, {least.value})."
+    )
 
 
 def _places(rows: Iterable[Row], part: str) -> dict[str, list[Row]]:
@@ -68,8 +80,14 @@ def _curve(rows: Sequence[Row]) -> list[list[object]]:
             f"{_mean(own, 'seconds'):.0f}",
             str(len(own)),
         ]
-        for (kind, value), own in cells.items()
+        for (kind, value), own in sorted(cells.items(), key=lambda cell: _order(*cell[0]))
     ]
+
+
+def _order(kind: str, value: str) -> tuple[int, float, float]:
+    """Return where a line belongs: by what may leave, then MACs before parameters, then price."""
+    _, alpha, _, nu = value.split()
+    return list(_COLORS).index(kind), -float(alpha), float(nu)
 
 
 def _spread(values: Sequence[float]) -> str:
