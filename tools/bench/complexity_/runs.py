@@ -39,8 +39,8 @@ _CURVES = (
     Task("glyphs", "resnet20", 1.0, 8, 0.2),
     Task("glyphs", "mobilenet_v2", 1.0, 10, 0.1),
 )
-_DEEP = Task("glyphs", "resnet56", 1.0, 8, 0.1)
-_DEEP_NU = 1.0
+_DEEP = Task("digits", "resnet56", 1.0, 12, 0.05)
+_DEEP_NU = 3.0
 _TIMES = (
     Task("digits", "resnet18", 0.1, 10, 0.05),
     Task("glyphs", "resnet20", 0.1, 8, 0.2),
