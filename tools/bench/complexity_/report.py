@@ -38,6 +38,9 @@ def page(rows: Sequence[Row], command: str) -> str:
         "dense network's. Settled: share of the thetas within 0.05 of 0 or 1 when masks were "
         f"fixed; the others were resolved to the nearer end.{_settled(rows)}",
         "",
+        "Seconds of the trade-offs are of processes side by side, beside other work; what is to be "
+        "compared in time is under *Training time* and ran alone.",
+        "",
     ]
     for place, own in _places(rows, "curve").items():
         lines += [f"## Trade-off: {place}", "", table(_curve(own), _CURVE, "markdown"), ""]
