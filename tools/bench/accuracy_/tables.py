@@ -122,7 +122,8 @@ def _lines(cells: Mapping[tuple[float, str], Cell]) -> list[list[object]]:
     }
     lines: list[list[object]] = []
     for (target, method), cell in cells.items():
-        text = f"{100 * cell.mean:.1f} ± {100 * cell.spread:.1f} %"
+        spread = f" ± {100 * cell.spread:.1f}" if cell.runs > 1 else ""
+        text = f"{100 * cell.mean:.1f}{spread} %"
         is_best = cell.mean == best[target] and method != "dense"
         lines.append(
             [
