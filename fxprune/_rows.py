@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, get_type_hints
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["append_row", "read_rows"]
+__all__ = ["RowType", "append_row", "read_rows"]
 
 RowType = TypeVar("RowType", bound="DataclassInstance")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 
+from fxprune._rows import append_row
 from fxprune.data import ImageData
 from fxprune.errors import ConfigError
 
@@ -145,8 +146,8 @@ def test_rows_are_read_as_they_were_written(bench, row, tmp_path):
     path = tmp_path / "rows.csv"
     assert bench.read(path) == {}
     other = dataclasses.replace(row, seed=1)
-    bench.append(path, row)
-    bench.append(path, other)
+    append_row(path, row)
+    append_row(path, other)
     assert bench.read(path) == {row.key: row, other.key: other}
     assert path.read_text().count("accuracy") == 1
 
@@ -154,18 +155,18 @@ def test_rows_are_read_as_they_were_written(bench, row, tmp_path):
 def test_the_last_of_equal_rows_counts(bench, row, tmp_path):
     path = tmp_path / "rows.csv"
     for accuracy in (0.1, 0.2):
-        bench.append(path, dataclasses.replace(row, accuracy=accuracy))
+        append_row(path, dataclasses.replace(row, accuracy=accuracy))
     assert bench.read(path)[row.key].accuracy == 0.2
 
 
 @pytest.mark.parametrize("cut", [3, 8, 20, 50])
 def test_a_line_that_was_cut_off_costs_only_itself(bench, row, tmp_path, cut):
     path = tmp_path / "rows.csv"
-    bench.append(path, row)
-    bench.append(path, dataclasses.replace(row, seed=1))
+    append_row(path, row)
+    append_row(path, dataclasses.replace(row, seed=1))
     path.write_text(path.read_text()[:-cut])
     after = dataclasses.replace(row, seed=2)
-    bench.append(path, after)
+    append_row(path, after)
     with pytest.warns(UserWarning, match="left out"):
         assert list(bench.read(path)) == [row.key, after.key]
 
@@ -223,9 +224,9 @@ def test_finished_runs_are_skipped(bench, running, row, tmp_path, monkeypatch):
 
 def test_rows_of_another_length_are_run_again_and_not_shown(bench, row, tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
-    bench.append(path, dataclasses.replace(row, epochs=1))
+    append_row(path, dataclasses.replace(row, epochs=1))
     assert bench._finished(bench.read(path)) == []
-    bench.append(path, dataclasses.replace(row, epochs=bench.TASKS[0].epochs))
+    append_row(path, dataclasses.replace(row, epochs=bench.TASKS[0].epochs))
     assert len(bench._finished(bench.read(path))) == 1
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fxprune._rows import append_row
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -69,7 +71,7 @@ def test_every_part_gives_its_rows(found) -> None:
 def test_rows_come_back_and_make_a_page_and_a_figure(bench, found, tmp_path) -> None:
     path = tmp_path / "rows.csv"
     for row in found:
-        bench.append(path, row)
+        append_row(path, row)
     back = list(bench.read(path).values())
     assert back == found
     text = bench.page(back, "python bench")
@@ -82,7 +84,7 @@ def test_rows_come_back_and_make_a_page_and_a_figure(bench, found, tmp_path) -> 
 def test_what_has_a_row_is_skipped(bench, found, tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "rows.csv"
     for row in found:
-        bench.append(path, row)
+        append_row(path, row)
     options = ["--rows", str(path), "--only", "time/digits", "--only", "latency"]
     running = importlib.import_module("running")
     monkeypatch.setattr(running, "_in_process", lambda *_: pytest.fail("a run was done"))

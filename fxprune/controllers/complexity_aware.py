@@ -26,11 +26,7 @@ import torch
 from torch import Tensor
 
 from fxprune.budget import Selection
-from fxprune.controllers.checks import (
-    check_run,
-    check_share,
-    check_slope,
-)
+from fxprune.controllers.checks import check_run, check_share, check_slope
 from fxprune.controllers.complexity import Complexity
 from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
 from fxprune.controllers.early import warn_early

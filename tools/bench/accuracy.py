@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 from accuracy_.methods import METHODS
-from accuracy_.rows import Key, Row, append, read
+from accuracy_.rows import Key, Row, read
 from accuracy_.tables import draw, page
 from accuracy_.tasks import TASKS, Setup, Task, find_task, networks_module, set_up
 from accuracy_.training import BATCH, accuracy
-from running import answer, fits, options_of, run_all, write_page
+from running import answer, fits, options_of, run_all, take_rows, write_page
 from torch import nn
 
 from fxprune._tables import percent
@@ -137,15 +137,9 @@ def _worker(task: str, method: str, seed: str) -> None:
     answer([dataclasses.asdict(run(task, method, int(seed)))])
 
 
-def _take(path: Path, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Append the rows of a run to a file; return a line on each."""
-    rows = [Row(**values) for values in found]
-    for row in rows:
-        append(path, row)
-    return [
-        f"{' '.join(map(str, row.key))}: {percent(row.accuracy)}, {percent(row.macs)} MACs"
-        for row in rows
-    ]
+def _note(row: Row) -> str:
+    key = " ".join(map(str, row.key))
+    return f"{key}: {percent(row.accuracy)}, {percent(row.macs)} MACs"
 
 
 def _finished(rows: Mapping[Key, Row]) -> list[Row]:
@@ -187,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " ".join(map(str, key)): ["--worker", task.name, key[3], str(key[4])]
         for key, task in missing
     }
-    failed = run_all(__file__, workers, options.jobs, functools.partial(_take, options.rows))
+    take = functools.partial(take_rows, options.rows, Row, _note)
+    failed = run_all(__file__, workers, options.jobs, take)
     _report(_finished(read(options.rows)), options.markdown, options.figure)
     return 1 if failed else 0
 

@@ -24,15 +24,14 @@ import argparse
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from complexity_.report import draw, page
-from complexity_.rows import Row, append, read
+from complexity_.rows import Row, read
 from complexity_.runs import all_runs, do
-from running import answer, fits, options_of, run_all, write_page
+from running import answer, fits, options_of, run_all, take_rows, write_page
 
 from fxprune._tables import percent
 
@@ -45,16 +44,9 @@ def _worker(name: str, seeds: tuple[int, ...]) -> None:
     answer([dataclasses.asdict(row) for row in do(run)])
 
 
-def _take(path: Path, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Append the rows of a run to a file; return a line on each."""
-    rows = [Row(**values) for values in found]
-    for row in rows:
-        append(path, row)
-    return [
-        f"{' '.join(map(str, row.key))}: {percent(row.accuracy)}, {percent(row.macs)} MACs, "
-        f"{row.seconds:.3g} s"
-        for row in rows
-    ]
+def _note(row: Row) -> str:
+    key = " ".join(map(str, row.key))
+    return f"{key}: {percent(row.accuracy)}, {percent(row.macs)} MACs, {row.seconds:.3g} s"
 
 
 def _report(rows: Sequence[Row], markdown: Path | None, figure: Path | None) -> None:
@@ -90,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(*run.key, "done" if run.key in done else "")
         return 0
     missing = [run for run in options.runs if options.again or run.key not in done]
-    take = functools.partial(_take, options.rows)
+    take = functools.partial(take_rows, options.rows, Row, _note)
     failed = 0
     for timed, jobs in ((False, options.jobs), (True, 1)):  # what is timed runs alone
         names = ["/".join(map(str, r.key)) for r in missing if (r.key[0] != "curve") == timed]

@@ -15,8 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from fxprune._files import replacing
+from fxprune._rows import RowType, append_row
 
-__all__ = ["answer", "fits", "options_of", "run_all", "write_page"]
+__all__ = ["answer", "fits", "options_of", "run_all", "take_rows", "write_page"]
 
 Found = list[dict[str, Any]]
 
@@ -108,6 +109,27 @@ def run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
+
+
+def take_rows(
+    path: Path, kind: type[RowType], note: Callable[[RowType], str], found: Found
+) -> list[str]:
+    """Append the rows of a run to a file; return a note on each.
+
+    Parameters
+    ----------
+    path : Path
+    kind : type
+        The dataclass of the rows.
+    note : callable
+        Returns what to print of a row.
+    found : list of dict
+        The fields of each row.
+    """
+    rows = [kind(**values) for values in found]
+    for row in rows:
+        append_row(path, row)
+    return [note(row) for row in rows]
 
 
 def write_page(path: Path, text: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fxprune._rows import append_row, read_rows
+from fxprune._rows import read_rows
 
-__all__ = ["Key", "Row", "append", "read"]
+__all__ = ["Key", "Row", "read"]
 
 Key = tuple[str, str, float, str, int]
 
@@ -57,8 +57,3 @@ class Row:
 def read(path: Path) -> dict[Key, Row]:
     """Return the rows of a file by key, see `fxprune._rows.read_rows`."""
     return {row.key: row for row in read_rows(path, Row)}
-
-
-def append(path: Path, row: Row) -> None:
-    """Append one row, see `fxprune._rows.append_row`."""
-    append_row(path, row)
