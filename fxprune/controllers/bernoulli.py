@@ -14,8 +14,8 @@ HALF = 0.5
 """What an open gate that explores is set to.
 
 What a structure is worth does not show while its gate is open, see `fxprune.controllers.slopes`,
-and where theta is 1 it always is. Opening it by half tells as much as closing it, and disturbs the
-weights less.
+and where theta is 1 it always is. Opening it by half tells as much as closing it, and changes less
+for all the others that are measured in the same step.
 """
 
 _TENSORS = "value", "removed", "fixed", "_given"
@@ -47,8 +47,6 @@ class Thetas:
     blocks : sequence of Block
     fixed : bool Tensor, shape (n_units,)
         Structures that stay whatever happens; they are not drawn.
-    explore : float
-        Share of the open gates that stand half open in a sample.
 
     Attributes
     ----------
@@ -59,9 +57,8 @@ class Thetas:
     fixed : bool Tensor, shape (n_units,)
     """
 
-    def __init__(self, blocks: Sequence[Block], fixed: Tensor, explore: float) -> None:
+    def __init__(self, blocks: Sequence[Block], fixed: Tensor) -> None:
         self._blocks = list(blocks)
-        self._explore = explore
         self.value = torch.ones(len(fixed), dtype=torch.float64)
         self.removed = torch.zeros_like(fixed)
         self.fixed = fixed.clone()
@@ -83,15 +80,22 @@ class Thetas:
         between = int(((own > _SETTLED) & (own < 1 - _SETTLED)).sum())
         return 1.0 - between / max(1, len(own) + self._cut)
 
-    def draw(self, uniform: Tensor) -> Tensor:
-        """Return one sample of all gates, shape (n_units,), from as many uniform numbers.
+    def draw(self, uniform: Tensor, explored: float = 0.0) -> Tensor:
+        """Return one sample of all gates, float64, shape (n_units,).
 
         Gates are 0, 1, or `HALF` where an open one explores. A group that may not be closed keeps
         the gate with the highest theta open.
+
+        Parameters
+        ----------
+        uniform : float64 Tensor, shape (n_units,)
+            Random numbers in [0, 1).
+        explored : float
+            Share of the open gates that explore.
         """
         chance = torch.where(self.fixed, 1.0, torch.where(self.removed, 0.0, self.value))
         opened = uniform < chance
-        explores = opened & self.free & (uniform >= (1 - self._explore) * chance)
+        explores = opened & self.free & (uniform >= (1 - explored) * chance)
         sample = torch.where(explores, HALF, opened.double())
         for block in self._blocks:
             if block.least and not bool(sample[block.at].any()):

@@ -10,8 +10,9 @@ the loss by the sampled gates (`fxprune.controllers.slopes`). The objective is l
 alone, so its minima are at 0 and 1: the outcome is one network and not a distribution. A structure
 whose theta reaches 0 is gone for good.
 
-A run has three phases: the weights warm up, with some gates half open, until the slopes tell
-something; thetas move; and from then on the gates are hard and the weights train what is left.
+A run has three phases: the weights warm up until the slopes tell something; thetas move; and from
+then on the gates are hard and the weights train what is left. In the first two, some of the steps
+are probes, which measure and leave the weights alone (`fxprune.controllers.probes`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fxprune.controllers.checks import check_run, check_share, check_slope
 from fxprune.controllers.complexity import Complexity
 from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
 from fxprune.controllers.early import warn_early
+from fxprune.controllers.probes import Probes
 from fxprune.controllers.search import Search, aim_of
 from fxprune.controllers.state import take_over
 from fxprune.controllers.timing import Phase, Timing
@@ -146,7 +148,8 @@ class ComplexityAware:
         alpha, beta = check_share("alpha", alpha), check_share("beta", beta)
         self._term = Complexity(gated, alpha, beta)
         self._aim = aim_of(gated, self._term, nu, macs, params, self._round_to)
-        self._search = Search(gated, self._term, self._aim, self._round_to, self._timing.explored)
+        self._search = Search(gated, self._term, self._aim, self._round_to)
+        self._probes = Probes(gated, optimizer)
         self._arguments = self._describe()
         self._generator = torch.Generator().manual_seed(same_on_all_ranks(seed, self._device))
         self.steps_done = 0
@@ -246,13 +249,15 @@ class ComplexityAware:
 
     def _draw(self) -> None:
         """Draw the gates of the next weight step."""
-        self._use(self._search.draw(self._generator))
+        explored = self._timing.explored(self.steps_done)
+        self._use(self._search.draw(self._generator, explored))
 
     def _use(self, sample: Tensor) -> None:
         self._sample = sample
         like = next(self._gated.parameters())
         dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
         self._gated.sampled_gates = sample.to(like.device, dtype).requires_grad_()
+        self._probes.hold(self._timing.explored(self.steps_done) > 0)
 
     def _slopes(self) -> Tensor:
         """Return the slopes by the gates that the weight step left, the same on all ranks."""

@@ -102,8 +102,6 @@ class Search:
     term : Complexity
     aim : Aim
     round_to : int
-    explored : float
-        See `Thetas`.
 
     Attributes
     ----------
@@ -114,11 +112,8 @@ class Search:
         The number of each unit in the model before it was shrunk.
     """
 
-    def __init__(
-        self, gated: GatedModule, term: Complexity, aim: Aim, round_to: int, explored: float
-    ) -> None:
+    def __init__(self, gated: GatedModule, term: Complexity, aim: Aim, round_to: int) -> None:
         self._gated, self._term, self._aim, self._round_to = gated, term, aim, round_to
-        self._explored = explored
         self.nu: float | None = None
         self._whole = gated.plan.n_units
         self.units = torch.arange(self._whole)
@@ -127,17 +122,17 @@ class Search:
     def _begin(self) -> None:
         """Begin anew with the units that there are."""
         blocks, fixed = blocks_of(self._gated, self._round_to), self._term.weights() == 0
-        self.thetas = Thetas(blocks, fixed, self._explored)
+        self.thetas = Thetas(blocks, fixed)
         self._slopes = Slopes(_group_numbers(self._gated))
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator, explored: float) -> Tensor:
         """Return one sample of all gates, float64, shape (n_units,); see `Thetas.draw`.
 
         As many numbers are drawn as there were units, so that a model that has shrunk gets the
         gates that it would have got.
         """
         uniform = torch.rand(self._whole, generator=generator, dtype=torch.float64)
-        return self.thetas.draw(uniform[self.units])
+        return self.thetas.draw(uniform[self.units], explored)
 
     @property
     def helping(self) -> float:

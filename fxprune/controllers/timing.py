@@ -1,4 +1,4 @@
-"""When thetas move: from where the slopes tell something, for a share of the run."""
+"""When slopes are measured, and when thetas move: shares of a run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ _STILL, _CROSSING = 0.1, 4
 """Share of the search, and least number of its steps, in which in the end nothing new is learnt, so
 that thetas which noise drives to and fro come to 0 or 1: enough for one to cross."""
 
-_SAMPLES = 15
-"""So often should a structure have been seen half open when the search begins at the latest."""
+_FIRST_PROBE = 0.05
+"""Share of the run before which slopes are not worth a step: weights change too much."""
 
-_LEAST_EXPLORED, _MOST_EXPLORED = 0.02, 0.1
-"""Shares of the open gates; with 0.2, short runs ended up to 15 points of accuracy lower."""
+_PROBES, _OFTENEST, _RAREST = 24, 3, 20
+"""Steps that only measure: so many before the search and as many in it, but no more than one step
+in 3 and no less than one in 20."""
+
+_EXPLORED = 0.3
+"""Share of the open gates that stand half open in such a step."""
 
 
 @dataclass(slots=True)
@@ -54,12 +58,6 @@ class Timing:
     def length(self) -> int:
         """Weight steps of the search."""
         return max(1, round(_SEARCH * self.steps))
-
-    @property
-    def explored(self) -> float:
-        """Share of the open gates that stand half open in a step, see `Thetas`."""
-        needed = _SAMPLES / (_LATEST * self.steps)
-        return min(_MOST_EXPLORED, max(_LEAST_EXPLORED, needed))
 
     def phase(self, step: int) -> Phase:
         """Return the phase after so many weight steps."""
@@ -85,6 +83,19 @@ class Timing:
         if self.began is None:
             return True
         return self.length - (step - self.began) >= max(_CROSSING, _STILL * self.length)
+
+    def explored(self, step: int) -> float:
+        """Return the share of the open gates that explore in the next step; above 0 it is a probe.
+
+        See `fxprune.controllers.probes`.
+        """
+        if self.began is None:
+            length, since = (_LATEST - _FIRST_PROBE) * self.steps, step - _FIRST_PROBE * self.steps
+        else:
+            length, since = self.length, step - self.began
+        every = min(_RAREST, max(_OFTENEST, round(length / _PROBES)))
+        due = since >= 0 and int(since) % every == 0 and self.measures(step + 1)
+        return _EXPLORED if due else 0.0
 
     def gone(self, step: int) -> float:
         """Return how far budget or price should have come; 1 and more: they have arrived."""

@@ -14,7 +14,7 @@ EXPLORE = 0.1
 def thetas(n: int = 6, blocks: list[Block] | None = None, fixed: list[int] | None = None) -> Thetas:
     mask = torch.zeros(n, dtype=torch.bool)
     mask[fixed or []] = True
-    return Thetas(blocks or [Block(slice(0, n), 1, 1)], mask, EXPLORE)
+    return Thetas(blocks or [Block(slice(0, n), 1, 1)], mask)
 
 
 def step(*values: float) -> Tensor:
@@ -29,7 +29,7 @@ def test_samples_follow_theta_and_explore() -> None:
     found.move(step(0, -0.5, -0.9, -0.2, 0, 0), WORTH)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack(
-        [found.draw(torch.rand(len(found.value), generator=generator)) for _ in range(4000)]
+        [found.draw(torch.rand(6, generator=generator), EXPLORE) for _ in range(4000)]
     )
     for gate, chance in ((0.0, 0.0), (HALF, EXPLORE), (1.0, 1 - EXPLORE)):
         share = (drawn == gate).double().mean(0)
