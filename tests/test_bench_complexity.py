@@ -81,6 +81,32 @@ def test_rows_come_back_and_make_a_page_and_a_figure(bench, found, tmp_path) -> 
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def test_curves_are_compared_at_equal_cost(bench) -> None:
+    report = importlib.import_module("complexity_.report")
+    points = [(10.0, 60.0), (40.0, 80.0)]
+    assert report.at_equal_cost(points, 20.0) == pytest.approx(70.0)
+    assert report.at_equal_cost(points, 10.0) == pytest.approx(60.0)
+    assert report.at_equal_cost(points, 90.0) == pytest.approx(80.0)
+    assert report.at_equal_cost(points, 9.0) is None
+    assert report.at_equal_cost([], 9.0) is None
+
+
+def test_both_is_set_beside_the_better_of_the_two(bench, found) -> None:
+    def row(kind: str, nu: int, macs: float, accuracy: float):
+        value = f"alpha 1 nu {nu}"
+        return dataclasses.replace(found[0], kind=kind, value=value, macs=macs, accuracy=accuracy)
+
+    rows = [
+        *(row("units", 1, 0.4, 0.8), row("units", 3, 0.1, 0.6), row("layers", 1, 0.2, 0.65)),
+        *(row("both", 1, 0.2, 0.72), row("both", 3, 0.1, 0.5), row("both", 10, 0.01, 0.3)),
+    ]
+    lines = bench.page(rows, "bench").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert ["10.0 %", "50.0 %", "60.0 %", "–", "-10.0 points"] in cells
+    assert ["20.0 %", "72.0 %", "70.0 %", "65.0 %", "+2.0 points"] in cells
+    assert not [line for line in cells if line[0] == "1.0 %" and len(line) == 5]
+
+
 def test_what_has_a_row_is_skipped(bench, found, tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "rows.csv"
     for row in found:

@@ -15,7 +15,7 @@ the others, and else off by a twelfth and a 24th of its third derivative at most
 are trained, ``E[d | xi = 1]`` is about 0, because a weight and its gate scale the same value:
 slopes at open gates alone, or a plain mean of ``d``, would leave every theta between 0 and 1.
 
-Gates that are not open disturb training, so they are rare, and what is known of a structure is
+Gates that are not open are rare (`fxprune.controllers.probes`), and what is known of a structure is
 uncertain: its group's mean counts for some samples, and in doubt it helps.
 """
 
@@ -30,17 +30,14 @@ from fxprune.controllers.bernoulli import HALF
 
 __all__ = ["Slopes"]
 
-_TINY = 1e-30
-
 _GATES = 0.0, HALF, 1.0
 _TENSORS = "_means", "_squares", "_seen"
 _WINDOWS = 10, 10, 20
 """Samples that a mean remembers at closed, half open and open gates: weights move on, and all but
 open gates are seen less often."""
 
-_LEAST_PRIOR, _PRIOR, _MOST_PRIOR = 0.5, 2.0, 20.0
-"""How many samples the mean of a unit's group counts for: at least, where nothing is known, and
-where the group's units do not differ by more than noise."""
+_PRIOR = 2
+"""How many samples the mean of a unit's group counts for, in place of those not yet seen."""
 
 _DOUBT = 1.0
 """By how many standard errors a structure is taken for more useful than it was measured: without,
@@ -102,49 +99,20 @@ class Slopes:
         alive : bool Tensor, shape (n_units,)
             The structures that are still there: what their groups' means are of.
         """
-        own, seen, squares = self._measured()
+        own, seen, variance = self._measured()
         known = torch.where(alive, seen, 0.0)
-        if not len(known):
-            return own
-        prior = self._prior(own, squares / seen.clamp_min(1), known)
-        weight = known + prior
-        effect = (own * known + prior * self._group_mean(own, known)) / weight
-        square = squares / seen.clamp_min(1)
-        spread = (square * known + prior * self._group_mean(square, known)) / weight
-        return effect - _DOUBT * (spread / weight).sqrt()
+        effect = self._with_group(own * known, known)
+        spread = self._with_group(torch.where(alive, variance, 0.0), known)
+        return effect - _DOUBT * (spread / (known + _PRIOR)).sqrt()
 
-    def _prior(self, own: Tensor, square: Tensor, known: Tensor) -> Tensor:
-        """Return how many samples the group's mean counts for, of every unit.
-
-        The best linear estimate of a unit's effect gives its group's mean the weight of so many of
-        its own samples as one sample varies more than the units do: noise variance by variance
-        between units, both estimated in the group (empirical Bayes, [1]_).
-
-        References
-        ----------
-        .. [1] Efron and Morris, "Data Analysis Using Stein's Estimator and its Generalizations",
-        Journal of the American Statistical Association, 1975.
-        """
-        several, any_seen = (known > 1).double(), (known > 0).double()
-        own_noise = (square - own.square()).clamp_min(0) * known / (known - 1).clamp_min(1)
-        noise = self._group_mean(own_noise, several * (known - 1))
-        of_means = self._group_mean(own, any_seen)
-        spread = self._group_mean((own - of_means).square(), any_seen)
-        count = self._group_sum(any_seen)
-        between = spread * count / (count - 1).clamp_min(1)
-        between = between - noise * self._group_mean(1 / known.clamp_min(1), any_seen)
-        ratio = torch.where(between > 0, noise / between.clamp_min(_TINY), torch.inf)
-        prior = ratio.clamp(_LEAST_PRIOR, _MOST_PRIOR)
-        return torch.where((self._group_sum(several) > 0) & (count > 1), prior, _PRIOR)
-
-    def _group_sum(self, values: Tensor) -> Tensor:
-        """Return, for every unit, the sum over its group."""
-        zeros = values.new_zeros(int(self._groups[-1]) + 1)
-        return zeros.index_add(0, self._groups, values)[self._groups]
-
-    def _group_mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        """Return, for every unit, the weighted mean over its group; 0 where nothing has weight."""
-        return self._group_sum(values * weights) / self._group_sum(weights).clamp_min(_TINY)
+    def _with_group(self, sums: Tensor, known: Tensor) -> Tensor:
+        """Return means of what was summed over so many samples, with a prior from the group."""
+        if not len(sums):
+            return sums
+        zeros = sums.new_zeros(int(self._groups[-1]) + 1)
+        total = zeros.index_add(0, self._groups, sums)
+        mean = total / zeros.index_add(0, self._groups, known).clamp_min(1)
+        return (sums + _PRIOR * mean[self._groups]) / (known + _PRIOR)
 
     def helping(self, which: Tensor) -> float:
         """Return the share of some structures, given as a bool Tensor, that were seen to help.

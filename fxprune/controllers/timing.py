@@ -31,7 +31,7 @@ that thetas which noise drives to and fro come to 0 or 1: enough for one to cros
 _FIRST_PROBE = 0.05
 """Share of the run before which slopes are not worth a step: weights change too much."""
 
-_PROBES, _OFTENEST, _RAREST = 24, 3, 20
+_PROBES, _OFTENEST, _RAREST = 18, 3, 20
 """Steps that only measure: so many before the search and as many in it, but no more than one step
 in 3 and no less than one in 20."""
 

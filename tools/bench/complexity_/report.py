@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,13 +12,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from complexity_.rows import Row
 from fxprune._files import replacing
 from fxprune._tables import percent, table
 from fxprune.errors import ConfigError
 from fxprune.plot import new_figure
 
-__all__ = ["draw", "page"]
+__all__ = ["at_equal_cost", "draw", "page"]
 
 _COLORS = {"units": "#0969da", "layers": "#bf8700", "both": "#1a7f37"}
 _CURVE = ("may leave", "price", "accuracy", "MACs", "parameters", "settled", "seconds", "runs")
@@ -44,6 +47,7 @@ def page(rows: Sequence[Row], command: str) -> str:
     ]
     for place, own in _places(rows, "curve").items():
         lines += [f"## Trade-off: {place}", "", table(_curve(own), _CURVE, "markdown"), ""]
+        lines += _both_beside_either(own)
     return "\n".join([*lines, *_times(rows), *_latencies(rows)]).rstrip() + "\n"
 
 
@@ -85,6 +89,44 @@ def _curve(rows: Sequence[Row]) -> list[list[object]]:
         ]
         for (kind, value), own in sorted(cells.items(), key=lambda cell: _order(*cell[0]))
     ]
+
+
+def _both_beside_either(rows: Sequence[Row]) -> list[str]:
+    """Return the table that sets units and layers together beside either alone, alpha 1."""
+    lines: list[list[object]] = []
+    either = {kind: _points(rows, kind, "macs") for kind in ("units", "layers")}
+    for macs, accuracy in _points(rows, "both", "macs"):
+        others = {kind: at_equal_cost(points, macs) for kind, points in either.items()}
+        known = [other for other in others.values() if other is not None]
+        if not known:
+            continue
+        cells = ["–" if other is None else f"{other:.1f} %" for other in others.values()]
+        ahead = f"{accuracy - max(known):+.1f} points"
+        lines.append([f"{macs:.1f} %", f"{accuracy:.1f} %", *cells, ahead])
+    headers = ("MACs", "both", "units", "layers", "both, less the better of the two")
+    text = "Both beside either alone at the same MACs, read off the lines between its points:"
+    return [text, "", table(lines, headers, "markdown"), ""] if lines else []
+
+
+def at_equal_cost(points: Sequence[tuple[float, float]], cost: float) -> float | None:
+    """Return the accuracy that a curve has at a cost.
+
+    Parameters
+    ----------
+    points : sequence of (float, float)
+        Cost and accuracy, by rising cost.
+    cost : float
+
+    Returns
+    -------
+    float or None
+        Between two points, on the line between them over the logarithm of the cost. Above the last
+        one, its: that network costs less. None below the first: there is none so small.
+    """
+    if not points or cost < points[0][0]:
+        return None
+    costs, accuracies = zip(*points, strict=True)
+    return float(np.interp(math.log(cost), [math.log(c) for c in costs], accuracies))
 
 
 def _order(kind: str, value: str) -> tuple[int, float, float]:
