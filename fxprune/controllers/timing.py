@@ -16,8 +16,9 @@ _INFORMED = 0.7
 """Share of the structures that must seem to help for it to begin before the latest moment: before a
 net has begun to learn, slopes are noise, and half of them do."""
 
-_SEARCH = 0.15
-"""Share of the run that the search takes: what it leaves has the rest of the run to train."""
+_SEARCH = 0.25
+"""Share of the run that the search takes: what it leaves has the rest of the run to train. With
+0.15, resnet20 on glyphs ended 4 points lower at 10 % of the MACs (3 seeds)."""
 
 _PACE = 0.8
 """Share of the search that the budget takes to fall, geometrically, to what was asked, and the
