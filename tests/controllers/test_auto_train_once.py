@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from controllers.loops import (
     ARGUMENTS,
-    BATCH,
     NETS,
     STEPS,
     Loop,
     batch,
     differing,
     held_back,
-    nothing_random,
     state_of,
 )
-from gate_checks import assert_cost, assert_state_is_sliced, keep_vector
+from controllers.outcome import check_result
+from gate_checks import assert_state_is_sliced
 from torch import Tensor, nn
 
-import fxprune
 from fxprune import auto_gate
 from fxprune.controllers import AutoTrainOnce, EarlyFinishWarning, Schedule
 from fxprune.controllers.relaxation import logistic_noise, relax, round_straight_through
 from fxprune.controllers.resource import resource_term
 from fxprune.gated import GatedModule
-from fxprune.modes import split_modes
 from fxprune.prune import BudgetWarning
 
 BLOCK_MAKERS = {
@@ -63,27 +58,6 @@ def weights(gated: GatedModule) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def check_result(loop: Loop) -> nn.Module:
-    """Check what every run that ended must hold; return the compact model."""
-    chosen = loop.ato.finish()
-    assert chosen.met, chosen
-    assert abs(chosen.reached - chosen.target) <= 0.01 * chosen.target
-    ones = np.ones(loop.gated.plan.n_units, dtype=bool)
-    now, dense = (
-        getattr(c, chosen.resource) for c in (loop.gated.cost(), loop.gated.cost_of(ones))
-    )
-    assert now / dense == chosen.reached == loop.ato.expected
-    assert np.array_equal(keep_vector(loop.gated), chosen.keep)
-    loop.gated.eval()
-    compact = loop.gated.compact()
-    x = loop.input(batch(0)[0])
-    assert fxprune.verify(loop.gated, compact, x).passed
-    for part in (split_modes(compact) or {"": compact}).values():
-        assert_state_is_sliced(loop.gated, part)
-    assert_cost(loop.gated, compact, x[:1].expand(BATCH, -1, -1, -1))
-    return compact
 
 
 # -- phases ------------------------------------------------------------------------------------------
@@ -377,156 +351,3 @@ def test_steps_beyond_the_end_keep_the_masks() -> None:
 
 def test_a_run_of_one_step() -> None:
     check_result(Loop("linear", steps=1).run())
-
-
-# -- what it works with ------------------------------------------------------------------------------
-
-
-def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS + 1)
-
-
-def cosine(optimizer: torch.optim.Optimizer) -> Any:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-
-
-WAYS: dict[str, dict[str, Any]] = {
-    "sgd, one cycle": {"scheduler": one_cycle},
-    "sgd, cosine down to 0": {"scheduler": cosine},
-    "sgd, half-space": {"projection": "half-space"},
-    "nesterov, channels_last": {"optimizer": "nesterov", "memory_format": torch.channels_last},
-    "adam, accumulation": {"optimizer": "adam", "accumulate": 2},
-    "adamw, clipping": {"optimizer": "adamw", "clip": 0.5},
-    "adamw, cosine, half-space": {"optimizer": "adamw", "scheduler": cosine, "projection": "half-space"},
-    "rmsprop": {"optimizer": "rmsprop"},
-    "float64": {"dtype": torch.float64},
-    "bfloat16 autocast": {"autocast": True},
-    "two rates": {
-        "optimizer": lambda p: torch.optim.SGD([{"params": (q := list(p))[::2]}, {"params": q[1::2], "lr": 0.02}], 0.05, momentum=0.9)
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_it_works_with(way: str) -> None:
-    loop = Loop("residual", **WAYS[way])
-    place = {n: (p.dtype, p.stride(), p.data_ptr()) for n, p in loop.gated.named_parameters()}
-    loop.run()
-    check_result(loop)
-    assert sum(loop.losses[-5:]) < 0.7 * sum(loop.losses[:5])
-    now = {n: (p.dtype, p.stride(), p.data_ptr()) for n, p in loop.gated.named_parameters()}
-    assert now == place
-
-
-@pytest.mark.parametrize("kind", ["residual", "linear"])
-def test_the_defaults(kind: str) -> None:
-    """Nothing but what must be given: the pacing comes from the length of the run."""
-    loop = Loop(kind, steps=40)
-    loop.ato = AutoTrainOnce(loop.gated, loop.optimizer, steps=40, macs=0.5)
-    check_result(loop.run())
-    assert loop.asked
-    assert loop.losses[-1] < 0.5 * loop.losses[0]
-
-
-def test_autocast_around_the_whole_step() -> None:
-    loop = Loop("residual", autocast=True, steps=24)
-    while loop.ato.steps_done < 24:
-        loop.train_weights()
-        with torch.autocast("cpu", torch.bfloat16):
-            loop.ato.step(loop.held_back_loss)
-            assert torch.is_autocast_enabled("cpu")
-    check_result(loop)
-
-
-def test_parameters_that_are_not_trained_stay_and_are_cut_all_the_same() -> None:
-    loop = Loop(
-        "residual", optimizer=lambda p: torch.optim.SGD(list(p)[6:], 0.05), steps=24, every=1
-    )
-    frozen = list(loop.gated.parameters())[:6]
-    before = [p.detach().clone() for p in frozen]
-    check_result(loop.run())
-    assert all(torch.equal(p, b) for p, b in zip(frozen, before, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("net", "target"),
-    [
-        (
-            nn.Sequential(
-                nn.Linear(36, 12), nn.Tanh(), nn.Linear(12, 1), nn.Tanh(), nn.Linear(1, 3)
-            ),
-            0.5,
-        ),
-        (nn.Sequential(nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 3)), 0.25),
-    ],
-    ids=["a group of one unit", "one group that noise may close whole"],
-)
-def test_odd_groups(net: nn.Module, target: float) -> None:
-    gated = auto_gate(net, torch.zeros(1, 36))
-    optimizer = torch.optim.Adam(gated.parameters(), 1e-2)
-    ato = AutoTrainOnce(gated, optimizer, steps=60, macs=target, every=1, learning_rate=1e-2)
-
-    def loss(data: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(gated(data[0].flatten(1)), data[1])
-
-    for step in range(60):
-        optimizer.zero_grad()
-        loss(batch(step)).backward()
-        optimizer.step()
-        ato.step(lambda step=step: loss(held_back(step)))
-        assert 0 < ato.expected <= 1
-        assert all(bool(torch.isfinite(p).all()) for p in ato.network.parameters())
-    assert ato.finish().met
-    assert all(mask.any() for mask in gated.keep.values())
-
-
-# -- reproducibility ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["depthwise", "two modes"])
-def test_equal_runs_are_equal_bit_for_bit(kind: str) -> None:
-    runs = [state_of(Loop(kind, steps=20, seed=seed).run()) for seed in (3, 3, 4)]
-    assert differing(runs[0], runs[1]) == []
-    assert "network gru.weight_ih_l0" in differing(runs[0], runs[2])
-    assert any(key.startswith("mask") for key in differing(runs[0], runs[2]))
-    assert any(key.startswith("gated") for key in differing(runs[0], runs[2]))
-
-
-def test_torch_s_own_random_state_is_left_alone() -> None:
-    """Noise and initial weights come from the controller's own generators."""
-    loop = Loop("residual", steps=24)
-    with nothing_random():
-        ato = AutoTrainOnce(loop.gated, loop.optimizer, steps=24, macs=0.5, every=2, seed=9)
-        loop.ato = ato
-        loop.run()
-        ato.finish()
-
-
-def test_the_module_may_move_its_parameters_between_steps() -> None:
-    """`gated.to(...)` puts new data into the same parameters."""
-    loop = Loop("residual", steps=24, every=1).run(until=10)
-    loop.gated.to(memory_format=torch.channels_last)
-    check_result(loop.run())
-
-
-# -- torch.compile -----------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_model_trains_without_a_graph_break_to_the_same_end() -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    plain = Loop("residual", steps=14, every=1).run()
-    compiled = Loop(
-        "residual",
-        steps=14,
-        every=1,
-        wrap=lambda m: torch.compile(m, backend="eager", fullgraph=True),
-    ).run()
-    counters = torch._dynamo.utils.counters
-    graphs = counters["stats"]["unique_graphs"]
-    assert 3 <= graphs <= 6, "open, soft and hard gates, each compiled once or with another shape"
-    assert not counters["graph_break"]
-    assert differing(state_of(plain), state_of(compiled)) == []
-    check_result(compiled)
-    torch._dynamo.reset()
