@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["HALF", "Block", "Thetas"]
+__all__ = ["Block", "Thetas"]
 
-HALF = 0.5
-"""What an open gate that explores is set to.
-
-What a structure is worth does not show while its gate is open, see `fxprune.controllers.slopes`,
-and where theta is 1 it always is. Opening it by half tells as much as closing it, and changes less
-for all the others that are measured in the same step.
-"""
-
+_TINY = 1e-30
 _TENSORS = "value", "removed", "fixed", "_given"
 _SETTLED = 0.05  # a theta nearer than this to 0 or 1 has settled
 
@@ -83,8 +76,10 @@ class Thetas:
     def draw(self, uniform: Tensor, explored: float = 0.0) -> Tensor:
         """Return one sample of all gates, float64, shape (n_units,).
 
-        Gates are 0, 1, or `HALF` where an open one explores. A group that may not be closed keeps
-        the gate with the highest theta open.
+        Gates are 0, 1, or anything between, equally likely, where an open one explores: what a
+        structure is worth does not show while its gate is open (`fxprune.controllers.slopes`), and
+        where theta is 1 it always is. A group that may not be closed keeps the gate with the
+        highest theta open.
 
         Parameters
         ----------
@@ -95,8 +90,10 @@ class Thetas:
         """
         chance = torch.where(self.fixed, 1.0, torch.where(self.removed, 0.0, self.value))
         opened = uniform < chance
-        explores = opened & self.free & (uniform >= (1 - explored) * chance)
-        sample = torch.where(explores, HALF, opened.double())
+        # The upper end of what opens a gate is for exploring, and says how far it opens.
+        place = (uniform - (1 - explored) * chance) / (explored * chance).clamp_min(_TINY)
+        explores = opened & self.free & (place >= 0)
+        sample = torch.where(explores, place, opened.double())
         for block in self._blocks:
             if block.least and not bool(sample[block.at].any()):
                 sample[block.at.start + int(self.value[block.at].argmax())] = 1.0

@@ -37,7 +37,7 @@ _PROBES, _OFTENEST, _RAREST = 18, 3, 20
 in 3 and no less than one in 20."""
 
 _EXPLORED = 0.3
-"""Share of the open gates that stand half open in such a step."""
+"""Share of the open gates that explore in such a step."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.controllers.bernoulli import HALF, Block, Thetas
+from fxprune.controllers.bernoulli import Block, Thetas
 
 EXPLORE = 0.1
 
@@ -31,10 +31,15 @@ def test_samples_follow_theta_and_explore() -> None:
     drawn = torch.stack(
         [found.draw(torch.rand(6, generator=generator), EXPLORE) for _ in range(4000)]
     )
-    for gate, chance in ((0.0, 0.0), (HALF, EXPLORE), (1.0, 1 - EXPLORE)):
-        share = (drawn == gate).double().mean(0)
-        expected = chance * found.value if gate else 1 - found.value
-        assert (share - expected).abs().max() < 0.03
+    exploring = (drawn > 0) & (drawn < 1)
+    for kind, expected in (
+        (drawn == 0, 1 - found.value),
+        (exploring, EXPLORE * found.value),
+        (drawn == 1, (1 - EXPLORE) * found.value),
+    ):
+        assert (kind.double().mean(0) - expected).abs().max() < 0.03
+    tenths = torch.histc(drawn[exploring], 10, 0, 1) / exploring.sum()
+    assert (tenths - 0.1).abs().max() < 0.03, "anywhere between closed and open, equally likely"
 
 
 def test_fixed_gates_are_never_closed_and_removed_ones_never_open() -> None:

@@ -10,13 +10,12 @@ import torch
 from controllers.aware_loops import AwareLoop
 from controllers.loops import OPTIMIZERS, differing
 
-from fxprune.controllers.bernoulli import HALF
 from fxprune.controllers.timing import Timing
 
 
 def is_probe(loop: AwareLoop) -> bool:
     gates = loop.gated.sampled_gates
-    return gates is not None and bool((gates == HALF).any())
+    return gates is not None and bool(((gates > 0) & (gates < 1)).any())
 
 
 def learnt(loop: AwareLoop) -> dict[str, torch.Tensor]:
