@@ -104,9 +104,8 @@ class ComplexityAware:
     -----
     What structures are worth is measured in probes: steps in which many gates stand anywhere
     between closed and open and the optimizer does not move, because a hook on it drops the
-    gradients first. They are 7 % of a
-    run of 500 steps and 3 % of a long one, and over when masks are fixed. An optimizer that
-    computes gradients itself, in a closure, moves all the same.
+    gradients first. They are 7 % of a run of 500 steps and 3 % of a long one, and over when masks
+    are fixed. An optimizer that computes gradients itself, in a closure, moves all the same.
 
     References
     ----------
