@@ -1,9 +1,10 @@
 """Weight steps that measure and do not learn.
 
 What a structure is worth shows where its gate is not open (`fxprune.controllers.slopes`), but
-weights that are trained with such gates learn to do without what is going to stay: on mobilenet_v2
-(glyphs, 480 steps) a tenth of the gates half open until masks were fixed cost 9 points of accuracy
-before anything had left. So gates explore in a few steps only, many at a time, and those steps
+weights that are trained with such gates learn to do without what is going to stay: mobilenet_v2
+(glyphs, 480 steps, one seed) at a price of next to nothing ended at 68.0 % with a tenth of the
+gates half open until masks were fixed, at 73.5 % with probes, and at 76.8 % without exploring and
+so without removing anything. So gates explore in a few steps only, many at a time, and those steps
 leave weights and optimizer as they were: gradients are dropped before the optimizer sees them.
 """
 

@@ -12,8 +12,8 @@ means of such slopes are that difference:
 The first is the trapezoidal rule, exact for every loss that is at most quadratic in this one gate,
 however it depends on all the others, and else off by a twelfth of its third derivative at most. The
 second is the integral of the slope over the way from 0 to 1, exact for every loss. (The slope at
-1/2 alone is too small for whole layers, whose loss rises steeply near 0: resnet20 on glyphs lost 9
-points of accuracy with it at 8 % of the MACs, 3 seeds.) Where the weights are trained,
+1/2 alone is too small for whole layers, whose loss rises steeply near 0: resnet20 on glyphs ended
+at 60.5 % with it, 7.4 % of the MACs, and at 69.1 % without, 8.2 %, 3 seeds.) Where the weights are trained,
 ``E[d | xi = 1]`` is about 0, because a weight and its gate scale the same value: slopes at open
 gates alone, or a plain mean of ``d``, would leave every theta between 0 and 1.
 
