@@ -13,9 +13,9 @@ The first is the trapezoidal rule, exact for every loss that is at most quadrati
 however it depends on all the others, and else off by a twelfth of its third derivative at most. The
 second is the integral of the slope over the way from 0 to 1, exact for every loss. (The slope at
 1/2 alone is too small for whole layers, whose loss rises steeply near 0: resnet20 on glyphs ended
-at 60.5 % with it, 7.4 % of the MACs, and at 69.1 % without, 8.2 %, 3 seeds.) Where the weights are trained,
-``E[d | xi = 1]`` is about 0, because a weight and its gate scale the same value: slopes at open
-gates alone, or a plain mean of ``d``, would leave every theta between 0 and 1.
+at 60.5 % with it, 7.4 % of the MACs, and at 69.1 % without, 8.2 %, 3 seeds.) Where the weights are
+trained, ``E[d | xi = 1]`` is about 0, because a weight and its gate scale the same value: slopes at
+open gates alone, or a plain mean of ``d``, would leave every theta between 0 and 1.
 
 Gates that are not open are rare (`fxprune.controllers.probes`), and what is known of a structure is
 uncertain: its group's mean counts for some samples, and in doubt it helps.
