@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune._taking import take
 from fxprune.errors import ConfigError
 
 __all__ = ["Cut", "OptimizerCut", "Optimizers", "as_optimizers", "check_holds"]
@@ -39,10 +40,8 @@ class Cut:
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return what stays of a tensor that fits; axes of size 1 are left as they are."""
-        for dim, at in enumerate(self.positions):
-            if at is not None and tensor.shape[dim] == self.shape[dim]:
-                tensor = tensor.index_select(dim, at.to(tensor.device))
-        return tensor
+        sizes = zip(self.positions, tensor.shape, self.shape, strict=True)
+        return take(tensor, [at if size == whole else None for at, size, whole in sizes])
 
     def put(self, small: Tensor, whole: Tensor) -> None:
         """Write what stayed of a tensor of the whole shape back to where it was."""

@@ -91,3 +91,21 @@ def test_precision_and_frozen_parameters_stay(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gated(x), expected, rtol=0, atol=rounding)
     F.cross_entropy(gated(x).float(), y).backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise"])
+def test_the_memory_format_stays(name: str) -> None:
+    training = Training.of(name, "sgd")
+    training.gated.to(memory_format=torch.channels_last)
+    training.step()
+    training.gated.set_keep(random_keep(training.gated, 0.6))
+    compact = training.gated.compact()
+    training.gated.shrink_(training.optimizer)
+    kernels = {n: p for n, p in training.gated.named_parameters() if p.dim() == 4}
+    assert any(p.shape[1] > 1 and p.shape[-1] > 1 for p in kernels.values())
+    for path, small in kernels.items():
+        last = torch.empty_like(small, memory_format=torch.channels_last).stride()
+        momentum = training.optimizer.state[small]["momentum_buffer"]
+        for tensor in (small, compact.get_parameter(path), momentum):
+            axes = [d for d in range(4) if tensor.shape[d] > 1]
+            assert [tensor.stride(d) for d in axes] == [last[d] for d in axes], path

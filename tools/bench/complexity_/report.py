@@ -92,20 +92,30 @@ def _curve(rows: Sequence[Row]) -> list[list[object]]:
 
 
 def _both_beside_either(rows: Sequence[Row]) -> list[str]:
-    """Return the table that sets units and layers together beside either alone, alpha 1."""
+    """Return the table that sets units and layers together beside either alone, alpha 1.
+
+    At the MACs of every point of the three curves that both and one of the others have.
+    """
+    points = {kind: _points(rows, kind, "macs") for kind in _COLORS}
     lines: list[list[object]] = []
-    either = {kind: _points(rows, kind, "macs") for kind in ("units", "layers")}
-    for macs, accuracy in _points(rows, "both", "macs"):
-        others = {kind: at_equal_cost(points, macs) for kind, points in either.items()}
-        known = [other for other in others.values() if other is not None]
-        if not known:
+    differences: list[float] = []
+    for macs in sorted({macs for curve in points.values() for macs, _ in curve}):
+        found = {kind: at_equal_cost(curve, macs) for kind, curve in points.items()}
+        both = found.pop("both")
+        known = [other for other in found.values() if other is not None]
+        if both is None or not known:
             continue
-        cells = ["–" if other is None else f"{other:.1f} %" for other in others.values()]
-        ahead = f"{accuracy - max(known):+.1f} points"
-        lines.append([f"{macs:.1f} %", f"{accuracy:.1f} %", *cells, ahead])
+        cells = ["–" if other is None else f"{other:.1f} %" for other in found.values()]
+        differences.append(both - max(known))
+        lines.append([f"{macs:.1f} %", f"{both:.1f} %", *cells, f"{differences[-1]:+.1f} points"])
+    if not lines:
+        return []
     headers = ("MACs", "both", "units", "layers", "both, less the better of the two")
-    text = "Both beside either alone at the same MACs, read off the lines between its points:"
-    return [text, "", table(lines, headers, "markdown"), ""] if lines else []
+    text = (
+        "Both beside either alone at the same MACs, read off the lines between the points of each; "
+        f"mean difference {statistics.mean(differences):+.1f} points:"
+    )
+    return [text, "", table(lines, headers, "markdown"), ""]
 
 
 def at_equal_cost(points: Sequence[tuple[float, float]], cost: float) -> float | None:
