@@ -93,11 +93,11 @@ def check_loss(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
-def check_slope(slope: Tensor | None) -> Tensor:
-    """Return the gradient of the loss by the gates; raise a ConfigError if there is none."""
+def check_slope(slope: Tensor | None, loss: str = "held-back loss") -> Tensor:
+    """Return the gradient of a loss by the gates; raise a ConfigError if there is none."""
     if slope is None:
         raise ConfigError(
-            "The held-back loss does not depend on the gates.",
+            f"The {loss} does not depend on the gates.",
             hint="compute it with the gated model that the controller was given",
         )
     return slope

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fxprune.budget import Selection
-from fxprune.controllers.checks import check_run, check_share, check_slope
+from fxprune.controllers.checks import check_positive, check_run, check_share, check_slope
 from fxprune.controllers.complexity import Complexity
 from fxprune.controllers.distributed import average_over_ranks, same_on_all_ranks
 from fxprune.controllers.early import warn_early
@@ -51,8 +51,7 @@ class ComplexityAware:
     """Removes units and branches while a gated model trains.
 
     Call `step` after every optimizer step and `finish` at the end; the loop stays yours. Train in
-    training mode, with gradients of the loss as it is: a scaled one (``GradScaler``) would count as
-    so much more important.
+    training mode; where the loss is scaled (``GradScaler``), tell `step` by how much.
 
     Parameters
     ----------
@@ -196,7 +195,9 @@ class ComplexityAware:
         return found
 
     # -- the run
-    def step(self, held_back_loss: Callable[[], Tensor] | None = None) -> None:
+    def step(
+        self, held_back_loss: Callable[[], Tensor] | None = None, *, loss_scale: float = 1.0
+    ) -> None:
         """Do what is due after a weight step.
 
         Parameters
@@ -204,24 +205,29 @@ class ComplexityAware:
         held_back_loss : callable, optional
             Not used: there is nothing to learn from other data. So that controllers can be
             exchanged.
+        loss_scale : float
+            What the loss was multiplied by for its backward pass: with a ``GradScaler``, its
+            ``get_scale()`` before its ``update()``.
 
         Raises
         ------
         ConfigError
-            If the weight step's loss did not go through the gates.
+            If the weight step's loss did not go through the gates, or its scale is no number
+            above 0.
         """
         del held_back_loss
+        check_positive("loss_scale", loss_scale)
         if self.selection is not None:
             self.steps_done += 1
             return
-        slopes = self._slopes()
+        slopes = self._slopes() / loss_scale
         self.steps_done += 1
         finite = bool(torch.isfinite(slopes).all())
         measures = self._timing.measures(self.steps_done)
         if finite and measures:
             self._search.measure(slopes, self._sample)
         if not finite:
-            _log.warning("step %d: the loss is not finite; skipped", self.steps_done)
+            _log.warning("step %d: the loss's gradient is not finite; skipped", self.steps_done)
         timing = self._timing
         if timing.began is not None:
             gone = timing.gone(self.steps_done)
@@ -269,7 +275,7 @@ class ComplexityAware:
     def _slopes(self) -> Tensor:
         """Return the slopes by the gates that the weight step left, the same on all ranks."""
         gates = self._gated.sampled_gates
-        slopes = check_slope(None if gates is None else gates.grad)
+        slopes = check_slope(None if gates is None else gates.grad, "loss of this step")
         return average_over_ranks(slopes).double().cpu()
 
     def _close_removed(self) -> None:

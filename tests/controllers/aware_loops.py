@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from controllers.loops import OPTIMIZERS, batch, build
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune import auto_gate
 from fxprune.controllers import ComplexityAware
@@ -29,7 +29,15 @@ class AwareLoop:
         Parts in which the gradient of a batch is computed.
     wrap : callable, optional
         Makes of the gated model what forwards are taken with.
-    dtype : torch.dtype
+    autocast : bool
+        Forwards in bfloat16.
+    scaler : torch.amp.GradScaler, optional
+        Scales the loss.
+    scheduler : callable, optional
+        Makes a learning-rate scheduler of the optimizer.
+    clip : float, optional
+        Largest norm of all gradients.
+    dtype, memory_format
         Of the model.
     gate : dict, optional
         Further arguments of `auto_gate`.
@@ -44,25 +52,33 @@ class AwareLoop:
         optimizer: str = "sgd",
         accumulate: int = 1,
         wrap: Callable[[Any], Any] | None = None,
+        autocast: bool = False,
+        scaler: torch.amp.GradScaler | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        clip: float | None = None,
         dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
         gate: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         torch.manual_seed(0)  # dropout
-        self.accumulate = accumulate
-        self.dtype = dtype
-        self.gated = auto_gate(build(kind).to(dtype), batch(0)[0].to(dtype), **(gate or {})).train()
+        self.accumulate, self.autocast, self.scaler, self.clip = accumulate, autocast, scaler, clip
+        self.dtype, self.memory_format = dtype, memory_format
+        net = build(kind).to(dtype=dtype, memory_format=memory_format)
+        self.gated = auto_gate(net, batch(0)[0].to(dtype), **(gate or {})).train()
         self.model = self.gated if wrap is None else wrap(self.gated)
         self.optimizer = OPTIMIZERS[optimizer](self.gated.parameters())
+        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         if not arguments.keys() & {"nu", "macs", "params"}:
             arguments["macs"] = 0.5
         self.aware = ComplexityAware(self.gated, self.optimizer, **{"steps": STEPS, **arguments})
         self.losses: list[float] = []
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        outputs = self.model(x.to(self.dtype))
-        main, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
-        return sum((0.3 * F.cross_entropy(o, y) for o in rest), F.cross_entropy(main, y))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            outputs = self.model(x.to(dtype=self.dtype, memory_format=self.memory_format))
+            main, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
+            return sum((0.3 * F.cross_entropy(o, y) for o in rest), F.cross_entropy(main, y))
 
     def train_weights(self) -> None:
         """Take one weight step, without the controller."""
@@ -71,14 +87,25 @@ class AwareLoop:
         total = 0.0
         for some, theirs in zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True):
             loss = self.loss(some, theirs) * (len(theirs) / len(y))
-            loss.backward()
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             total += loss.item()
         self.losses.append(total)
-        self.optimizer.step()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.gated.parameters(), self.clip)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def step(self) -> None:
         self.train_weights()
-        self.aware.step()
+        if self.scaler is None:
+            self.aware.step()
+        else:
+            self.aware.step(loss_scale=self.scaler.get_scale())
+            self.scaler.update()
 
     def run(self, until: int | None = None) -> AwareLoop:
         """Train until so many steps are done, all by default."""

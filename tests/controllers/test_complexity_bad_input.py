@@ -85,7 +85,7 @@ def test_a_step_that_did_not_go_through_the_gates_is_refused(mode: str) -> None:
     elif mode == "another model":
         nn.functional.mse_loss(build("linear")(batch(0)[0]), torch.zeros(12, 3)).backward()
     before = state_of(loop)
-    with pytest.raises(ConfigError, match="does not depend on the gates"):
+    with pytest.raises(ConfigError, match="loss of this step does not depend on the gates"):
         loop.aware.step()
     assert differing(state_of(loop), before) == []
     loop.gated.train()
@@ -101,7 +101,9 @@ def test_a_loss_that_is_not_finite_is_skipped_and_told(
     before = loop.aware.state_dict()["search"]["slopes"]
     with caplog.at_level(logging.WARNING, "fxprune"):
         loop.aware.step()
-    assert [r.getMessage() for r in caplog.records] == ["step 4: the loss is not finite; skipped"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "step 4: the loss's gradient is not finite; skipped"
+    ]
     after = loop.aware.state_dict()["search"]["slopes"]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
