@@ -323,3 +323,48 @@ def test_the_checks_notice_a_wrong_cost_and_a_wrong_branch() -> None:
     gated.set_keep(keep(gated, True, True))
     with pytest.raises(AssertionError, match="params"):
         assert_cost(gated, compact, x)
+
+
+# -- other sizes than the example's
+
+
+def context(net: Net, x: Tensor) -> Tensor:
+    """A residual branch beside one that sees the whole map at once."""
+    return net.deep(x) + net.context(x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_what_broadcasts_at_larger_sizes_does_not_stand_in_for_a_map(size: int) -> None:
+    """A map of one pixel looks like the mean of any."""
+    net = Net(context, deep=conv(), context=nn.Conv2d(4, 4, 1))
+    gated = gate(net, image(size=size))
+    (branch,) = branches(gated)
+    assert [m.fqn for m in branch.members] == ["context.weight", "context.bias"]
+    gated.set_keep(keep(gated, False))
+    x = image(size=7)
+    assert_close(run(gated.compact(), x), run(gated, x), "another size")
+
+
+def test_maps_of_one_pixel_have_branches_where_larger_ones_have() -> None:
+    found = [
+        [group.members[0].fqn for group in branches(gate(Counted(), image(size=size)))]
+        for size in (1, 6)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+def test_a_model_of_one_size_has_its_branches() -> None:
+    """Nothing can be learnt at other sizes, and nothing else will come."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.deep, self.last = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x.reshape(-1, 1, 3 * 2 * 2))
+            return self.last(x + self.deep(x))
+
+    x = image(size=2)
+    assert len(branches(check_all_masks(Fixed().double(), x))) == 1

@@ -4,7 +4,7 @@ In ``s = a + b`` the operand ``a`` is a branch when ``b`` can take the place of 
 
 * both depend on the values of one tensor that comes from the model's inputs, which tells a branch
   from a table of positions, a bias or a mask;
-* ``b`` has the shape and dtype of ``s``;
+* ``b`` has the shape and dtype of ``s``, also where the inputs are larger than the example;
 * what is needed only for ``a`` holds an operator with parameters.
 
 When both operands are branches, one must stay: that which leads the stream on without an operator
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -35,10 +36,12 @@ from fxprune.analysis.liveness import (
     liveness,
     priced,
 )
+from fxprune.analysis.other_sizes import shapes_elsewhere
 from fxprune.analysis.plan import BranchSite, Member
 from fxprune.analysis.summands import summands
 from fxprune.analysis.trace import GraphTrace
 from fxprune.borders import split_key
+from fxprune.rules import Registry
 
 __all__ = ["Branches", "find_branches"]
 
@@ -83,6 +86,7 @@ def find_branches(
     names: Mapping[int, tuple[str, str]],
     space: IdSpace,
     stays: Callable[[str], bool],
+    rules: Registry,
 ) -> Branches:
     """Find the branches and give each an id of its own.
 
@@ -97,9 +101,16 @@ def find_branches(
         Receives the ids.
     stays : callable
         Given a parameter's name, whether it may not go.
+    rules : Registry
     """
     facts = {
-        key: GraphFacts(root, graph, traces[key], names)
+        key: GraphFacts(
+            root,
+            graph,
+            traces[key],
+            names,
+            partial(shapes_elsewhere, root, graph, traces[key], names, rules),
+        )
         for key, graph in graphs.items()
         if key in traces and not _refuses(graph)
     }

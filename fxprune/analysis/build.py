@@ -228,6 +228,7 @@ class Analysis:
             self._names,
             self.space,
             lambda name: name in shared or ignored(name) is not None,
+            self._tracker.rules,
         )
 
     def _group(self) -> Grouping:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import cached_property
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fxprune._compat import OpOverload, is_mutable
 from fxprune._graphs import fetch, needed_nodes
 from fxprune.analysis.liveness import ALL, Clauses, ConflictError, both, implies
+from fxprune.analysis.other_sizes import Shapes
 from fxprune.analysis.summands import summands
 from fxprune.analysis.trace import GraphTrace
 
@@ -28,6 +30,9 @@ class GraphFacts:
         What a walk over it saw.
     names : mapping
         ``id(tensor)`` of every parameter and buffer to its name and kind.
+    elsewhere : callable
+        Returns the shapes with other inputs, see `fxprune.analysis.other_sizes`; called once, where
+        they are needed.
 
     Attributes
     ----------
@@ -44,8 +49,10 @@ class GraphFacts:
         graph: fx.Graph,
         trace: GraphTrace,
         names: Mapping[int, tuple[str, str]],
+        elsewhere: Callable[[], Shapes],
     ) -> None:
         self.graph = graph
+        self._shapes_elsewhere = elsewhere
         self._trace = trace
         self._order = {node: place for place, node in enumerate(graph.nodes)}
         computing = {name for _, _, name in trace.terms}
@@ -103,10 +110,18 @@ class GraphFacts:
         return bool(self._plain_sources[rest] & self._sources[operand])
 
     def alike(self, a: fx.Node, b: fx.Node) -> bool:
-        """Return whether two nodes are single tensors of one shape and dtype."""
+        """Return whether two nodes are single tensors of one shape and dtype, at any size."""
         one, two = (self._trace.shapes.get(node.name, ()) for node in (a, b))
         forms = [self._trace.forms.get(node.name) for node in (a, b)]
-        return forms == [0, 0] and one == two and len(one[0][0]) > 0
+        if forms != [0, 0] or one != two or not one[0][0]:
+            return False
+        if 1 not in one[0][0][1:]:
+            return True
+        return self._elsewhere.get(a.name) == self._elsewhere.get(b.name)
+
+    @cached_property
+    def _elsewhere(self) -> Shapes:
+        return self._shapes_elsewhere()
 
     def needed_only_for(self, total: fx.Node, operand: fx.Node) -> set[fx.Node]:
         """Return the nodes from which every way to the output leads over one edge into a sum."""
