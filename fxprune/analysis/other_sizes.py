@@ -24,7 +24,9 @@ __all__ = ["Shapes", "shapes_elsewhere"]
 Shapes = Mapping[str, tuple[tuple[tuple[int, ...], torch.dtype], ...]]
 """As in `GraphTrace.shapes`: of the tensors in each node's value."""
 
-_TIMES = 32  # a map of one pixel is no smaller than an image halved five times
+_LEAST, _TIMES = 64, 2
+"""Sizes become at least this, and so many times as large: enough for maps of several pixels behind
+five halvings, and no more than code needs that runs on real zeros."""
 
 
 def shapes_elsewhere(
@@ -65,5 +67,7 @@ def shapes_elsewhere(
 def _larger(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an input with larger maps (N, C, ...), or longer sequences (N, L, C)."""
     open_axes = range(2, len(shape)) if len(shape) > 3 else range(1, len(shape) - 1)
-    sizes = [size * (_TIMES if axis in open_axes else 1) for axis, size in enumerate(shape)]
+    sizes = [
+        max(_LEAST, _TIMES * size) if axis in open_axes else size for axis, size in enumerate(shape)
+    ]
     return torch.empty(sizes, dtype=dtype, device="meta")
