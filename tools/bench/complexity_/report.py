@@ -23,7 +23,10 @@ from fxprune.plot import new_figure
 __all__ = ["at_equal_cost", "draw", "page"]
 
 _COLORS = {"units": "#0969da", "layers": "#bf8700", "both": "#1a7f37"}
-_CURVE = ("may leave", "price", "accuracy", "MACs", "parameters", "settled", "seconds", "runs")
+_CURVE = (
+    *("may leave", "price", "accuracy", "MACs", "parameters", "branches left", "settled"),
+    *("seconds", "runs"),
+)
 
 
 def page(rows: Sequence[Row], command: str) -> str:
@@ -39,7 +42,8 @@ def page(rows: Sequence[Row], command: str) -> str:
         "",
         "Accuracy on all test images, of the compact network. MACs and parameters: share of the "
         "dense network's. Settled: share of the thetas within 0.05 of 0 or 1 when masks were "
-        f"fixed; the others were resolved to the nearer end.{_settled(rows)}",
+        f"fixed; the others were resolved to the nearer end.{_settled(rows)} Branches left: in "
+        "each run; where none left, both is units only with other random numbers.",
         "",
         "Seconds of the trade-offs are of processes side by side, beside other work; what is to be "
         "compared in time is under *Training time* and ran alone.",
@@ -83,12 +87,18 @@ def _curve(rows: Sequence[Row]) -> list[list[object]]:
             _spread([row.accuracy for row in own]),
             percent(_mean(own, "macs")),
             percent(_mean(own, "params")),
+            "–" if kind == "units" else _branches(own),
             percent(_mean(own, "settled")),
             f"{_mean(own, 'seconds'):.0f}",
             str(len(own)),
         ]
         for (kind, value), own in sorted(cells.items(), key=lambda cell: _order(*cell[0]))
     ]
+
+
+def _branches(rows: Iterable[Row]) -> str:
+    """Return how many branches each run has left."""
+    return ", ".join(str(json.loads(row.settings)["branches_left"]) for row in rows)
 
 
 def _both_beside_either(rows: Sequence[Row]) -> list[str]:
@@ -113,7 +123,7 @@ def _both_beside_either(rows: Sequence[Row]) -> list[str]:
     headers = ("MACs", "both", "units", "layers", "both, less the better of the two")
     text = (
         "Both beside either alone at the same MACs, read off the lines between the points of each; "
-        f"mean difference {statistics.mean(differences):+.1f} points:"
+        f"median difference {statistics.median(differences):+.1f} points:"
     )
     return [text, "", table(lines, headers, "markdown"), ""]
 
