@@ -25,7 +25,7 @@ def take(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:
     for dim, at in enumerate(positions):
         if at is not None:
             small = small.index_select(dim, at.to(tensor.device))
-    if small is tensor:
+    if small is tensor or tensor.layout is not torch.strided:  # such as a sparse gradient
         return small
     like = torch.empty_like(tensor[tuple(slice(size) for size in small.shape)])
     return small if like.stride() == small.stride() else like.copy_(small)

@@ -259,8 +259,9 @@ class Change:
     def apply(self) -> None:
         """Put everything in place."""
         with torch.no_grad():
-            for tensor, small, cut in self._tensors:
-                _replace(tensor, small, cut)
+            grads = [None if t.grad is None else cut.of(t.grad) for t, _, cut in self._tensors]
+            for (tensor, small, _), grad in zip(self._tensors, grads, strict=True):
+                _replace(tensor, small, grad)
         for module, name, size in self._sizes:
             setattr(module, name, size)
         for module in self._live.modules():
@@ -306,9 +307,9 @@ def cuts_of(live: nn.Module, plan: Plan, keep: Keep) -> dict[int, Cut]:
     return found
 
 
-def _replace(tensor: Tensor, small: Tensor, cut: Cut) -> None:
-    """Give a tensor smaller data, and a gradient to fit; the object stays the same."""
-    grad, tensor.grad = tensor.grad, None
+def _replace(tensor: Tensor, small: Tensor, grad: Tensor | None) -> None:
+    """Give a tensor smaller data and a smaller gradient; the object stays the same."""
+    tensor.grad = None
     data = small.detach()
     if tensor.requires_grad:
         # A loss that is still around keeps the node alive that adds up this parameter's gradient,
@@ -316,7 +317,7 @@ def _replace(tensor: Tensor, small: Tensor, cut: Cut) -> None:
         other = torch.float32 if data.dtype is torch.float16 else torch.float16
         tensor.data = data.new_empty(0, dtype=other)
     tensor.data = data
-    tensor.grad = None if grad is None else cut.of(grad)
+    tensor.grad = grad
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -86,7 +86,7 @@ def test_curves_are_compared_at_equal_cost(bench) -> None:
     points = [(10.0, 60.0), (40.0, 80.0)]
     assert report.at_equal_cost(points, 20.0) == pytest.approx(70.0)
     assert report.at_equal_cost(points, 10.0) == pytest.approx(60.0)
-    assert report.at_equal_cost(points, 90.0) == pytest.approx(80.0)
+    assert report.at_equal_cost(points, 90.0) is None
     assert report.at_equal_cost(points, 9.0) is None
     assert report.at_equal_cost([], 9.0) is None
 
@@ -102,12 +102,11 @@ def test_both_is_set_beside_the_better_of_the_two(bench, found) -> None:
     ]
     lines = bench.page(rows, "bench").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert ["10.0 %", "50.0 %", "60.0 %", "–", "-10.0 points"] in cells
-    assert ["20.0 %", "72.0 %", "70.0 %", "65.0 %", "+2.0 points"] in cells
-    # and where only one of the others has a point
-    assert ["40.0 %", "72.0 %", "80.0 %", "65.0 %", "-8.0 points"] in cells
-    assert not [line for line in cells if line[0] == "1.0 %" and len(line) == 5]
-    assert any("median difference -8.0 points" in line for line in lines)
+    assert [line for line in cells if len(line) == 5 and line[0][:1].isdigit()] == [
+        ["10.0 %", "50.0 %", "60.0 %", "–", "-10.0 points"],
+        ["20.0 %", "72.0 %", "70.0 %", "65.0 %", "+2.0 points"],
+    ]
+    assert any("median difference -4.0 points" in line for line in lines)
 
 
 def test_what_has_a_row_is_skipped(bench, found, tmp_path, monkeypatch, capsys) -> None:

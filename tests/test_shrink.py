@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from gate_checks import random_keep
 from shrinking import NETS, OPTIMIZERS, Training, assert_same, close, further, gate, left_of
+from torch import Tensor, nn
+
+import fxprune
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -109,3 +114,29 @@ def test_the_memory_format_stays(name: str) -> None:
         for tensor in (small, compact.get_parameter(path), momentum):
             axes = [d for d in range(4) if tensor.shape[d] > 1]
             assert [tensor.stride(d) for d in axes] == [last[d] for d in axes], path
+
+
+def test_sparse_gradients_are_cut_too() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 8, sparse=True)
+            self.deep, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, numbers: Tensor) -> Tensor:
+            return self.last(F.relu(self.deep(self.words(numbers).mean(1))))
+
+    numbers, y = torch.arange(12).reshape(4, 3) % 7, torch.arange(4) % 3
+    masked = fxprune.auto_gate(Words().double(), numbers)
+    small = copy.deepcopy(masked)
+    masked.set_keep(further(small, 0.6, 0))
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    for gated in (small, masked):
+        F.cross_entropy(gated(numbers), y).backward()
+    whole = {n: p.grad.to_dense() for n, p in masked.named_parameters()}
+    assert small.get_parameter("words.weight").grad.is_sparse
+    assert small.shrink_(optimizer)
+    grad = small.get_parameter("words.weight").grad
+    assert grad.is_sparse
+    close(grad.to_dense(), left_of(masked, whole)["words.weight"], "gradient")
+    optimizer.step()

@@ -4,7 +4,8 @@ In ``s = a + b`` the operand ``a`` is a branch when ``b`` can take the place of 
 
 * both depend on the values of one tensor that comes from the model's inputs, which tells a branch
   from a table of positions, a bias or a mask;
-* ``b`` has the shape and dtype of ``s``, also where the inputs are larger than the example;
+* ``b`` has the shape and dtype of ``s``, also with larger inputs if the graph takes any
+  (`fxprune.analysis.other_sizes`);
 * what is needed only for ``a`` holds an operator with parameters.
 
 When both operands are branches, one must stay: that which leads the stream on without an operator
@@ -140,8 +141,9 @@ def _candidates(key: str, facts: GraphFacts, stays: Callable[[str], bool]) -> li
         for place, operand in enumerate(pair):
             dying = facts.needed_only_for(node, operand)
             uses = facts.parameters_of(dying)
-            fits = facts.alike(node, pair[1 - place]) and not facts.has_effects(dying)
-            if uses and fits and not any(map(stays, uses)):
+            if not uses or any(map(stays, uses)) or facts.has_effects(dying):
+                continue
+            if facts.alike(node, pair[1 - place]):
                 weight = facts.weight(dying)
                 bypassed = facts.bypasses(pair[1 - place], operand)
                 options.append(_Candidate({key: (node, place)}, uses, weight, bypassed))

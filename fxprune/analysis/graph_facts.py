@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 from torch import fx, nn
@@ -49,7 +49,7 @@ class GraphFacts:
         graph: fx.Graph,
         trace: GraphTrace,
         names: Mapping[int, tuple[str, str]],
-        elsewhere: Callable[[], Shapes],
+        elsewhere: Callable[[], Sequence[Shapes]],
     ) -> None:
         self.graph = graph
         self._shapes_elsewhere = elsewhere
@@ -110,17 +110,20 @@ class GraphFacts:
         return bool(self._plain_sources[rest] & self._sources[operand])
 
     def alike(self, a: fx.Node, b: fx.Node) -> bool:
-        """Return whether two nodes are single tensors of one shape and dtype, at any size."""
+        """Return whether two nodes are single tensors of one shape and dtype.
+
+        Where an axis other than the first has size 1, also with larger inputs.
+        """
         one, two = (self._trace.shapes.get(node.name, ()) for node in (a, b))
         forms = [self._trace.forms.get(node.name) for node in (a, b)]
         if forms != [0, 0] or one != two or not one[0][0]:
             return False
         if 1 not in one[0][0][1:]:
             return True
-        return self._elsewhere.get(a.name) == self._elsewhere.get(b.name)
+        return all(shapes[a.name] == shapes[b.name] for shapes in self._elsewhere)
 
     @cached_property
-    def _elsewhere(self) -> Shapes:
+    def _elsewhere(self) -> Sequence[Shapes]:
         return self._shapes_elsewhere()
 
     def needed_only_for(self, total: fx.Node, operand: fx.Node) -> set[fx.Node]:

