@@ -228,6 +228,8 @@ def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     if not places:
         raise ConfigError("There are no rows to draw.", hint="run the bench first")
     figure = new_figure(4.2 * len(places), 7.6)
+    from matplotlib.ticker import LogFormatter  # of an extra: new_figure says where it is missing
+
     panels = figure.subplots(2, len(places), squeeze=False)
     handles: dict[str, Any] = {}
     for column, (place, own) in enumerate(places.items()):
@@ -238,6 +240,8 @@ def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
                     style = {"color": color, "marker": "o", "markersize": 4}
                     (handles[kind],) = axes.plot(*zip(*points, strict=True), **style)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(LogFormatter())  # 20, not 2 x 10^1
+            axes.xaxis.set_minor_formatter(LogFormatter())
             axes.set_xlabel(
                 f"{'MACs' if name == 'macs' else 'parameters'}, % of the dense network's"
             )
