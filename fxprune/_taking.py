@@ -1,13 +1,35 @@
-"""Take some positions of a tensor's axes."""
+"""Take what stays of a tensor: some positions of its axes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["take"]
+from fxprune.analysis.plan import Keep, Plan
+
+__all__ = ["kept_positions", "take"]
+
+
+def kept_positions(plan: Plan, name: str, keep: Keep) -> tuple[Tensor | None, ...]:
+    """Return which positions a keep-vector leaves of a parameter or buffer of the plan.
+
+    Returns
+    -------
+    tuple of (int64 Tensor or None)
+        By axis; None where all stay.
+    """
+    found: list[Tensor | None] = []
+    for dim in range(len(plan.shapes[name])):
+        ids = plan.axes.get((name, dim))
+        kept = None if ids is None else plan.kept(ids, keep)
+        if kept is None or kept.all():
+            found.append(None)
+        else:
+            found.append(torch.from_numpy(np.flatnonzero(kept)))
+    return tuple(found)
 
 
 def take(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:

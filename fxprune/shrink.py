@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune._copies import live_stage
+from fxprune._taking import kept_positions
 from fxprune.analysis.ids import Ids
 from fxprune.analysis.plan import Keep, Plan
 from fxprune.analysis.restrict import restricted
@@ -294,16 +295,9 @@ def cuts_of(live: nn.Module, plan: Plan, keep: Keep) -> dict[int, Cut]:
         *live.named_parameters(remove_duplicate=False),
         *live.named_buffers(remove_duplicate=False),
     ):
-        positions: list[Tensor | None] = []
-        for dim in range(tensor.dim() if name in plan.shapes else 0):
-            ids = plan.axes.get((name, dim))
-            kept = None if ids is None else plan.kept(ids, keep)
-            if kept is None or kept.all():
-                positions.append(None)
-            else:
-                positions.append(torch.from_numpy(np.flatnonzero(kept)))
+        positions = kept_positions(plan, name, keep) if name in plan.shapes else ()
         if any(at is not None for at in positions):
-            found.setdefault(id(tensor), Cut(tuple(tensor.shape), tuple(positions)))
+            found.setdefault(id(tensor), Cut(tuple(tensor.shape), positions))
     return found
 
 

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fxprune._taking import take
+from fxprune._taking import kept_positions, take
 from fxprune.analysis.axes import TensorIds
 from fxprune.analysis.plan import Keep, Plan
 from fxprune.errors import PreconditionError
@@ -109,15 +109,7 @@ class SliceChannels(Pass):
         shape = self.plan.shapes.get(name)
         if shape is None or tuple(tensor.shape) != shape or self._target(name, shape) == shape:
             return None
-        positions: list[Tensor | None] = []
-        for d in range(tensor.dim()):
-            ids = self.plan.axes.get((name, d))
-            kept = None if ids is None else self.plan.kept(ids, self.keep)
-            if kept is None or kept.all():
-                positions.append(None)
-            else:
-                positions.append(torch.from_numpy(np.flatnonzero(kept)))
-        small = take(tensor.detach(), positions)
+        small = take(tensor.detach(), kept_positions(self.plan, name, self.keep))
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(small, tensor.requires_grad)
         return small
